@@ -1,0 +1,259 @@
+"""The agent contract: one for native full-duplex models and for cascades.
+
+An *agent* is loaded once per process: weights, engines, graphs, warm-up. It opens *agent sessions*,
+and says at once, with :class:`~duplex.errors.AgentFullError`, when it has no room.
+
+An agent session is *stepped*. ``step`` hands over one frame of what was heard and returns without
+waiting for anything: no I/O, no lock a model holds, no model that could miss the frame's deadline.
+Whatever became ready since (audio, text, turn state, faults) is fetched with ``collect``, which
+preserves order. Workers call ``wake`` (from any thread) when something is ready, and the session
+collects then instead of waiting for the next frame. Commands reach the agent between steps.
+
+Replies are named by the session (``reply_id``), so audio that arrives for a reply that was dropped
+meanwhile is recognised and ignored on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from duplex.conversation import Message
+from duplex.errors import DuplexError
+from duplex.frames import Frame, Image, Samples
+from duplex.turn import Floor, User
+
+# --- what an agent is ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """``packets_per_frame``: the agent's frame in 20 ms packets (a cascade 1, the Moshi family 4).
+
+    ``native``: takes the floor by itself; the turn machine then watches instead of commanding.
+    """
+
+    name: str
+    packets_per_frame: int = 1
+    native: bool = False
+    takes_images: bool = False
+    voices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What one session may choose. ``None`` means the agent's configured default."""
+
+    instructions: str | None = None
+    voice: str | None = None
+
+
+class Agent(Protocol):
+    @property
+    def info(self) -> AgentInfo: ...
+
+    async def start(self) -> None:
+        """Loads and warms up; returns when the first session would be answered at full speed."""
+        ...
+
+    def open(self, settings: AgentSettings, wake: Callable[[], None]) -> AgentSession:
+        """Opens a session. ``wake`` may be called from any thread. Raises ``AgentFullError``."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every worker. Sessions still open get nothing more."""
+        ...
+
+
+class AgentSession(Protocol):
+    def step(self, heard: Heard) -> None: ...
+
+    def collect(self) -> Sequence[AgentEvent]: ...
+
+    def command(self, command: AgentCommand) -> None: ...
+
+    def close(self) -> None: ...
+
+
+AgentFactory = Callable[[Mapping[str, Any]], Agent]
+"""What the entry-point group ``duplex.agents`` names: options (a config table) to an agent, not started."""
+
+
+# --- in: frames and commands --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One step's input. ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none)."""
+
+    frame: Frame
+    reference: Samples
+    floor: Floor
+    floor_since_s: float
+    now_s: float
+    image: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BeginReply:
+    """Start on a reply to ``history`` plus, if ``to_open_turn``, what the user said in the open turn.
+
+    ``speculative`` replies may be dropped before anyone hears them.
+    """
+
+    reply_id: str
+    history: tuple[Message, ...]
+    to_open_turn: bool = True
+    speculative: bool = False
+    instructions: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitTurn:
+    """The user's turn is over: its words are settled, and what comes next is a new turn."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenTurn:
+    """The user went on: what was committed last is the beginning of the same turn after all."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetTurn:
+    """Drop what the open turn holds: it was noise, or the client cleared it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropReply:
+    """Cancel the work behind a reply; nothing of it was or will be heard beyond ``heard_text``."""
+
+    reply_id: str
+    heard_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReply:
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeReply:
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    settings: AgentSettings
+
+
+AgentCommand = BeginReply | CommitTurn | ReopenTurn | ForgetTurn | DropReply | HoldReply | ResumeReply | Configure
+
+
+# --- out: what collect() returns ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word of a reply; offsets in samples from the start of the reply's audio."""
+
+    text: str
+    start_samples: int
+    end_samples: int
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """The predictor's view at ``pts``: the most likely state, and the evidence it rests on."""
+
+    pts: int
+    user: User
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """First voiced sample of a stretch of speech (``pts``), known a little later."""
+
+    pts: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    """Last voiced sample of a stretch of speech (``pts``)."""
+
+    pts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartialTranscript:
+    """The open turn's words so far; replaces the previous partial."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinalTranscript:
+    """The committed turn's words. Follows every ``CommitTurn``, also with an empty text."""
+
+    turn_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyText:
+    reply_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAudio:
+    """The next stretch of a reply: float32[n] at 24 kHz, with the words that lie in it."""
+
+    reply_id: str
+    samples: Samples
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyEnd:
+    """No more of this reply will come. ``error``: why it ended early, if it did."""
+
+    reply_id: str
+    error: DuplexError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A named instant of the work on a reply, for the latency trace. ``at_s``: wall time of the session's clock."""
+
+    name: str
+    at_s: float
+    reply_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something went wrong inside this session. ``fatal``: it cannot go on."""
+
+    error: DuplexError
+    fatal: bool = False
+
+
+AgentEvent = (
+    UserState
+    | SpeechStarted
+    | SpeechStopped
+    | PartialTranscript
+    | FinalTranscript
+    | ReplyText
+    | ReplyAudio
+    | ReplyEnd
+    | Mark
+    | Fault
+)

@@ -1,0 +1,144 @@
+"""Configuration: small validated value objects, filled from a TOML file, the environment and flags, in that order.
+
+Later sources win. The environment names a setting by its path: ``DUPLEX_SERVER__PORT=9000``;
+a flag by ``--set server.port=9000``. Every default is the value the README's figures were measured with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from duplex.errors import ConfigError
+
+T = TypeVar("T", bound="Settings")
+
+ENV_PREFIX = "DUPLEX_"
+_NOT_SETTINGS = {"DUPLEX_MODELS_DIR"}  # names of our own that are not paths into the configuration
+
+
+class Settings(BaseModel):
+    """Base of every settings object: frozen, and an unknown name is an error rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerConfig(Settings):
+    host: str = "127.0.0.1"
+    port: int = Field(8998, ge=0, le=65535)
+    max_sessions: int = Field(4, ge=1, le=10_000)
+    max_sdp_bytes: int = Field(64 * 1024, ge=1024)
+    max_event_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_text_chars: int = Field(32_000, ge=1)
+    retry_after_s: float = Field(5.0, gt=0)
+
+
+class PlayoutConfig(Settings):
+    """``max_ahead_ms`` bounds what is beyond recall; the fades are what make a pause sound like one."""
+
+    max_ahead_ms: int = Field(320, ge=20, le=320)
+    fade_out_ms: int = Field(20, ge=0, le=20)
+    fade_in_ms: int = Field(20, ge=0, le=20)
+    max_reply_s: float = Field(120.0, gt=0)
+    progress_interval_s: float = Field(0.2, gt=0)
+    assumed_delay_ms: float = Field(100.0, ge=0, description="wire to ear, when nothing measures it")
+
+
+class SessionConfig(Settings):
+    hold_limit_s: float = Field(2.0, gt=0)
+    think_limit_s: float = Field(15.0, gt=0, description="a committed turn without a packet gives the floor back")
+    max_messages: int = Field(400, ge=2)
+    max_unsent_events: int = Field(512, ge=16)
+    playout: PlayoutConfig = PlayoutConfig()
+
+
+class CameraConfig(Settings):
+    frames_per_s: float = Field(2.0, gt=0, le=30)
+    max_width: int = Field(640, ge=16)
+    jpeg_quality: int = Field(80, ge=10, le=95)
+
+
+class AgentConfig(Settings):
+    """``name``: an entry point of ``duplex.agents``. ``options``: that agent's own table, validated by it."""
+
+    name: str = "cascade"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Config(Settings):
+    server: ServerConfig = ServerConfig()
+    session: SessionConfig = SessionConfig()
+    camera: CameraConfig = CameraConfig()
+    agent: AgentConfig = AgentConfig()
+
+
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    assignments: Sequence[str] = (),
+) -> Config:
+    """Reads the TOML file at ``path``, then ``environ``, then ``assignments`` ("server.port=9000").
+
+    Raises ``ConfigError`` naming the setting, where it came from, and what is accepted.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            merged = tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"There is no configuration file at {path}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for name, text in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENV_PREFIX) and name not in _NOT_SETTINGS:
+            _assign(merged, name.removeprefix(ENV_PREFIX).lower().split("__"), _value(text), name)
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}.")
+        _assign(merged, key.strip().split("."), _value(text), f"--set {key.strip()}")
+    return validated(Config, merged)
+
+
+def validated(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
+    """``kind`` from a table, or a ``ConfigError`` that names the first wrong setting."""
+    try:
+        return kind.model_validate(dict(table))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([*filter(None, [where]), *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(_fields_at(kind, first["loc"][:-1])))
+            raise ConfigError(f"There is no setting {name!r}. Known here: {known}.") from error
+        raise ConfigError(f"Setting {name!r} = {first['input']!r}: {first['msg']}.") from error
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def _value(text: str) -> Any:
+    """A number, boolean, list or table as JSON spells it; any other text is itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(table: dict[str, Any], path: Sequence[str], value: Any, source: str) -> None:
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: {part!r} is a value, not a table.")
+    table[path[-1]] = value

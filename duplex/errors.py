@@ -1,0 +1,119 @@
+"""The errors duplex raises, in one tree.
+
+::
+
+    DuplexError                     everything below; catch this at an outermost edge
+    ├── ConfigError                 a setting is wrong; names the setting and what is accepted
+    ├── MissingDependencyError      an optional library is absent; carries the exact pip line
+    ├── WeightsError                a model file is the problem; carries the command that mends it
+    │   ├── WeightsMissingError     not on disk yet
+    │   ├── WeightsCorruptError     truncated or altered (size or sha256 differs)
+    │   └── WeightsUnreachableError none of its sources answered; lists what was tried
+    ├── AgentError                  the agent, or a model behind it, is the problem
+    │   ├── AgentFullError          no room for another session now; carries ``retry_after_s``
+    │   ├── AgentFaultError         a worker failed inside one session; the others go on
+    │   └── ThinkerUnavailableError an endpoint is down, slow, or refused us
+    ├── ProtocolError               a client sent something the protocol does not allow
+    │   ├── InvalidEventError       unknown type, bad field, not JSON; names the field
+    │   ├── UnsupportedError        understood, and not something this server does
+    │   └── TooLargeError           over a stated limit
+    └── TransportError              the connection failed or closed underneath us
+
+Foreign exceptions (onnxruntime, aiortc, httpx, pydantic …) are mapped onto these where they enter;
+nothing outside the module that uses a library sees the library's own errors.
+"""
+
+from __future__ import annotations
+
+
+class DuplexError(Exception):
+    """Base of every error raised on purpose. ``str(error)`` is a sentence a person can act on."""
+
+
+class ConfigError(DuplexError):
+    """A setting has a value that cannot work."""
+
+
+class MissingDependencyError(DuplexError, ImportError):
+    """An optional library is not installed.
+
+    ``library`` is the import name, ``extra`` the extra of this distribution that brings it.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        self.library = library
+        self.extra = extra
+        super().__init__(f"{library} is not installed. Run: pip install 'duplex-runtime[{extra}]'")
+
+
+class WeightsError(DuplexError):
+    """A model file is missing, wrong or unreachable."""
+
+
+class WeightsMissingError(WeightsError):
+    """A model file is not on disk."""
+
+
+class WeightsCorruptError(WeightsError):
+    """A model file is there, but its size or sha256 is not the manifest's."""
+
+
+class WeightsUnreachableError(WeightsError):
+    """No source delivered a model file. The message lists every source tried and why it failed."""
+
+
+class AgentError(DuplexError):
+    """The agent cannot do what was asked."""
+
+
+class AgentFullError(AgentError):
+    """The agent has no room for another session. Try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class AgentFaultError(AgentError):
+    """A worker failed inside one session."""
+
+
+class ThinkerUnavailableError(AgentError):
+    """The thinker's endpoint is down, too slow, or refused the request."""
+
+
+class ProtocolError(DuplexError):
+    """A client sent something the protocol does not allow.
+
+    ``code`` is a short machine-readable word, ``param`` the offending field (dotted path) if there is one.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        self.param = param
+        if code is not None:
+            self.code = code
+        super().__init__(message)
+
+
+class InvalidEventError(ProtocolError):
+    """Not JSON, an unknown event, or a field of the wrong kind."""
+
+    code = "invalid_event"
+
+
+class UnsupportedError(ProtocolError):
+    """Well formed, but not something this server does; the message says what it does instead."""
+
+    code = "unsupported"
+
+
+class TooLargeError(ProtocolError):
+    """Over a stated limit; the message gives the limit."""
+
+    code = "too_large"
+
+
+class TransportError(DuplexError):
+    """The connection failed or closed underneath the session."""

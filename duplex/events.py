@@ -1,0 +1,245 @@
+"""What a session tells the world: small frozen dataclasses, translated at the transport's edge.
+
+Every event carries both times: ``pts`` (media time of the heard stream, samples) and ``at_s`` (wall
+time of the session's clock).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from duplex.agent import AgentSettings, Word
+from duplex.conversation import Role
+from duplex.turn import Floor, User
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    pts: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    at: At
+    session_id: str
+    agent: str
+    settings: AgentSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUpdated:
+    at: At
+    settings: AgentSettings
+
+
+@dataclass(frozen=True, slots=True)
+class UserSpeechStarted:
+    """``audio_pts``: first voiced sample. ``item_id``: the user item this speech will become part of."""
+
+    at: At
+    item_id: str
+    audio_pts: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserSpeechStopped:
+    at: At
+    item_id: str
+    audio_pts: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserTurnCommitted:
+    at: At
+    item_id: str
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserTurnReopened:
+    """The user went on before the reply was heard; ``item_id`` grows on."""
+
+    at: At
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserTranscriptPartial:
+    at: At
+    item_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserTranscriptFinal:
+    at: At
+    item_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FloorChanged:
+    """Floor or user state changed."""
+
+    at: At
+    floor: Floor
+    user: User
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAdded:
+    """A message that did not come from speech entered the conversation."""
+
+    at: At
+    item_id: str
+    role: Role
+    text: str
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyStarted:
+    """A reply became public: its turn was committed (a speculation that is dropped never shows)."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    previous_item_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTextAdded:
+    at: At
+    reply_id: str
+    item_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyWords:
+    """Word timings of audio that was released."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAudioStarted:
+    """First packet of the reply went to the wire."""
+
+    at: At
+    reply_id: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlayoutProgress:
+    """How far a reply got. ``evidence``: where "heard" comes from; ``error_ms``: its bound."""
+
+    at: At
+    reply_id: str
+    sent_ms: float
+    heard_ms: float
+    evidence: str
+    error_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHeld:
+    at: At
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyResumed:
+    at: At
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTruncated:
+    """The reply was cut off; ``heard_text`` is what memory keeps of it."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    heard_text: str
+    heard_ms: float
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFinished:
+    """``status``: completed, cancelled (the user or a client took the floor) or failed (``error`` says why)."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    status: str
+    text: str
+    audio_ms: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTraced:
+    """The latency waterfall of one turn. All times in ms after the user's last voiced sample.
+
+    ``spans``: (name, start, end). ``speculative``: the reply was begun before the turn was committed.
+    """
+
+    at: At
+    item_id: str
+    reply_id: str
+    marks: tuple[tuple[str, float], ...]
+    spans: tuple[tuple[str, float, float], ...]
+    first_packet_ms: float
+    voice_to_voice_ms: float
+    end_of_turn_ms: float
+    speculative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRaised:
+    """Something the client should know; the session goes on."""
+
+    at: At
+    code: str
+    message: str
+    param: str | None = None
+    client_event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    at: At
+    reason: str
+
+
+Event = (
+    SessionStarted
+    | SessionUpdated
+    | UserSpeechStarted
+    | UserSpeechStopped
+    | UserTurnCommitted
+    | UserTurnReopened
+    | UserTranscriptPartial
+    | UserTranscriptFinal
+    | FloorChanged
+    | ItemAdded
+    | ReplyStarted
+    | ReplyTextAdded
+    | ReplyWords
+    | ReplyAudioStarted
+    | PlayoutProgress
+    | ReplyHeld
+    | ReplyResumed
+    | ReplyTruncated
+    | ReplyFinished
+    | TurnTraced
+    | ErrorRaised
+    | SessionClosed
+)

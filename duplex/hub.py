@@ -1,0 +1,121 @@
+"""The hub: every live session of a process, and the one place that says "full"."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator
+
+from duplex.agent import Agent, AgentSettings
+from duplex.clock import Clock
+from duplex.config import SessionConfig
+from duplex.errors import AgentFullError
+from duplex.line import Line
+from duplex.metrics import Metrics
+from duplex.session import Session
+
+log = logging.getLogger("duplex.hub")
+
+
+class Reservation:
+    """A place kept while a call is being set up. Use it with ``SessionHub.open`` or release it."""
+
+    def __init__(self, hub: SessionHub) -> None:
+        self._hub: SessionHub | None = hub
+
+    def release(self) -> None:
+        """Gives the place back; harmless when it was used or given back already."""
+        if self._hub is not None:
+            self._hub._reserved -= 1
+            self._hub = None
+
+
+class SessionHub:
+    """Opens, counts and ends sessions. Lives on one event loop.
+
+    ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        clock: Clock,
+        config: SessionConfig,
+        *,
+        max_sessions: int,
+        metrics: Metrics | None = None,
+        retry_after_s: float = 5.0,
+    ) -> None:
+        self.agent = agent
+        self.clock = clock
+        self.config = config
+        self.metrics = metrics if metrics is not None else Metrics()
+        self.max_sessions = max_sessions
+        self.ready = False
+        self._retry_after_s = retry_after_s
+        self._reserved = 0
+        self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter([session for session, _ in self._sessions.values()])
+
+    @property
+    def live(self) -> int:
+        return len(self._sessions)
+
+    async def start(self) -> None:
+        """Loads and warms the agent; afterwards ``ready`` is true."""
+        await self.agent.start()
+        self.ready = True
+
+    def reserve(self) -> Reservation:
+        """Keeps a place for a call that is being set up. Raises ``AgentFullError``."""
+        if not self.ready:
+            raise AgentFullError("The models are still warming up. Try again in a moment.", self._retry_after_s)
+        if self.live + self._reserved >= self.max_sessions:
+            raise AgentFullError(
+                f"All {self.max_sessions} places are taken. Try again when a call has ended.", self._retry_after_s
+            )
+        self._reserved += 1
+        return Reservation(self)
+
+    def open(self, line: Line, settings: AgentSettings, reservation: Reservation | None = None) -> Session:
+        """Starts a session on ``line``; it ends by itself when the line closes. Raises ``AgentFullError``."""
+        if reservation is None:
+            reservation = self.reserve()
+        reservation.release()
+        session = Session(
+            session_id=f"sess_{uuid.uuid4().hex[:24]}",
+            line=line,
+            agent=self.agent,
+            clock=self.clock,
+            config=self.config,
+            settings=settings,
+            metrics=self.metrics,
+        )
+        task = asyncio.create_task(session.run(), name=session.id)
+        self._sessions[session.id] = (session, task)
+        self.metrics.sessions_live.set(self.live)
+        task.add_done_callback(lambda done: self._ended(session.id, done))
+        return session
+
+    def _ended(self, session_id: str, task: asyncio.Task[None]) -> None:
+        self._sessions.pop(session_id, None)
+        self.metrics.sessions_live.set(self.live)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("session %s ended by a fault: %s", session_id, error, exc_info=error)
+
+    async def close(self, reason: str = "the server is stopping", grace_s: float = 2.0) -> None:
+        """Ends every session (told why, within ``grace_s``), then the agent."""
+        self.ready = False
+        sessions = list(self._sessions.values())
+        for session, _ in sessions:
+            session.stop(reason)
+        tasks = [task for _, task in sessions]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.agent.close()

@@ -1,0 +1,156 @@
+"""The audio of one reply on its way to the wire, where it can still be taken back.
+
+Sans-I/O: the session asks for 20 ms at a time and says hold, resume or drop in between. A hold fades
+the packet that would have come next and then goes silent *without moving on*, so that a resume starts
+at that very sample, faded in: a listener who heard the fade hears the same syllable again, whole.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from duplex.errors import AgentFaultError
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples, silence
+
+
+class State(Enum):
+    EMPTY = "empty"  # no reply
+    HELD_BACK = "held-back"  # a reply is filling up, not released yet
+    PLAYING = "playing"
+    FADING = "fading"  # one faded packet is still to go
+    HOLDING = "holding"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One packet for the wire: float32[480]. ``[start, end)`` are the reply's samples it plays (empty if none)."""
+
+    samples: Samples
+    start_samples: int
+    end_samples: int
+    underrun: bool = False
+
+
+class Playout:
+    """Holds one reply at a time. ``max_reply_s`` bounds what a runaway talker can queue."""
+
+    def __init__(self, *, fade_out_ms: int = 20, fade_in_ms: int = 20, max_reply_s: float = 120.0) -> None:
+        self._fade_out = _ramp(ms_to_samples(fade_out_ms))[::-1]
+        self._fade_in = _ramp(ms_to_samples(fade_in_ms))
+        self._max_samples = round(max_reply_s * SAMPLE_RATE_HZ)
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = State.EMPTY
+        self.position_samples = 0  # next sample to play
+        self.queued_samples = 0
+        self._chunks: deque[Samples] = deque()
+        self._total = 0
+        self._complete = False
+        self._fade_next_in = False
+
+    @property
+    def drained(self) -> bool:
+        """Everything there will ever be was played."""
+        return self._complete and self.queued_samples == 0
+
+    @property
+    def audible(self) -> bool:
+        """There is enough to begin with."""
+        return self.queued_samples >= PACKET_SAMPLES or (self._complete and self.queued_samples > 0)
+
+    def begin(self) -> None:
+        self.reset()
+        self.state = State.HELD_BACK
+
+    def append(self, samples: Samples) -> None:
+        """Queues float32[n]. Raises ``AgentFaultError`` past the bound."""
+        self._total += len(samples)
+        if self._total > self._max_samples:
+            raise AgentFaultError(
+                f"The reply grew past {self._max_samples / SAMPLE_RATE_HZ:.0f} s of audio and was cut there "
+                "(setting session.playout.max_reply_s)."
+            )
+        if len(samples):
+            self._chunks.append(samples)
+            self.queued_samples += len(samples)
+
+    def complete(self) -> None:
+        """No more will be appended."""
+        self._complete = True
+
+    def release(self) -> None:
+        if self.state is State.HELD_BACK:
+            self.state = State.PLAYING
+
+    def hold(self) -> None:
+        if self.state is State.PLAYING:
+            self.state = State.FADING
+
+    def resume(self) -> None:
+        if self.state is State.HOLDING:
+            self._fade_next_in = True
+        if self.state in (State.FADING, State.HOLDING):
+            self.state = State.PLAYING
+
+    def rewind(self, samples: Samples) -> None:
+        """Takes back audio that was handed over and never played; it will be played again."""
+        self._chunks.appendleft(samples)
+        self.queued_samples += len(samples)
+        self.position_samples -= len(samples)
+
+    def take(self) -> Taken:
+        """The next 20 ms. Always a whole packet; silence where there is nothing to play."""
+        if self.state is State.FADING:
+            self.state = State.HOLDING
+            return self._faded()
+        if self.state is not State.PLAYING or self.drained:
+            return Taken(silence(), self.position_samples, self.position_samples)
+        if self.queued_samples < PACKET_SAMPLES and not self._complete:
+            return Taken(silence(), self.position_samples, self.position_samples, underrun=True)
+        start = self.position_samples
+        packet = self._pop(PACKET_SAMPLES)
+        self.position_samples += len(packet)
+        if len(packet) < PACKET_SAMPLES:
+            packet = np.pad(packet, (0, PACKET_SAMPLES - len(packet)))
+        if self._fade_next_in:
+            self._fade_next_in = False
+            packet = packet.copy()
+            packet[: len(self._fade_in)] *= self._fade_in
+        return Taken(packet, start, self.position_samples)
+
+    def _faded(self) -> Taken:
+        packet = np.zeros(PACKET_SAMPLES, dtype=np.float32)
+        ahead = self._peek(len(self._fade_out))
+        packet[: len(ahead)] = ahead * self._fade_out[: len(ahead)]
+        return Taken(packet, self.position_samples, self.position_samples)
+
+    def _peek(self, n: int) -> Samples:
+        parts, have = [], 0
+        for chunk in self._chunks:
+            if have >= n:
+                break
+            parts.append(chunk[: n - have])
+            have += len(parts[-1])
+        return np.concatenate(parts) if parts else silence(0)
+
+    def _pop(self, n: int) -> Samples:
+        packet = self._peek(n)
+        left = len(packet)
+        while left:
+            head = self._chunks.popleft()
+            if len(head) > left:
+                self._chunks.appendleft(head[left:])
+                break
+            left -= len(head)
+        self.queued_samples -= len(packet)
+        return packet
+
+
+def _ramp(n: int) -> Samples:
+    """Raised cosine from 0 to 1 over n samples: no corner at either end, so no click."""
+    return (0.5 - 0.5 * np.cos(np.pi * (np.arange(n) + 0.5) / max(n, 1))).astype(np.float32)

@@ -1,0 +1,35 @@
+"""One reply of the agent, from the first speculative word to what is remembered of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from duplex.agent import Word
+from duplex.trace import TurnTrace
+
+
+@dataclass(slots=True)
+class Reply:
+    """State of the reply at hand. ``public``: the client was told it exists (a speculation is not)."""
+
+    reply_id: str
+    item_id: str
+    trace: TurnTrace
+    public: bool = False
+    started: bool = False  # its first packet went out
+    ended: bool = False  # the agent has no more of it
+    error: str | None = None
+    text: str = ""
+    unannounced_text: list[str] = field(default_factory=list)
+    unannounced_words: list[Word] = field(default_factory=list)
+    requested_without_turn: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """The user's open turn: it gets its item when speech begins and grows until it is committed."""
+
+    turn_id: str
+    last_voiced_s: float | None = None
+    text: str = ""
+    committed: bool = False
