@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from duplex.clock import Clock
 from duplex.conversation import Message
 from duplex.errors import DuplexError
 from duplex.frames import Frame, Image, Samples
@@ -57,7 +58,7 @@ class Agent(Protocol):
         """Loads and warms up; returns when the first session would be answered at full speed."""
         ...
 
-    def open(self, settings: AgentSettings, wake: Callable[[], None]) -> AgentSession:
+    def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
         """Opens a session. ``wake`` may be called from any thread. Raises ``AgentFullError``."""
         ...
 

@@ -126,7 +126,7 @@ class Session:
 
         self._metrics.sessions.inc()
         try:
-            self._mind = self._agent.open(self.settings, wake)
+            self._mind = self._agent.open(self.settings, self._clock, wake)
             now_s = self._clock.now()
             self._out_epoch_s = self._heard_at_s = now_s
             self.machine.reset(now_s)

@@ -41,6 +41,7 @@ from duplex.agent import (
     UserState,
     Word,
 )
+from duplex.clock import Clock
 from duplex.events import Event
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Image, Origin, Packet, Samples, silence
 from duplex.line import OutPacket, PlayoutReport
@@ -218,7 +219,7 @@ class ScriptedAgent:
 
     async def start(self) -> None: ...
 
-    def open(self, settings: AgentSettings, wake: Callable[[], None]) -> AgentSession:
+    def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
         session = ScriptedSession(self)
         self.sessions.append(session)
         return session

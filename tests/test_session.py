@@ -64,9 +64,7 @@ class Call:
 
     def audible_s(self) -> list[tuple[float, float]]:
         """Stretches of agent voice, in seconds, at packet resolution, bridging gaps under 60 ms."""
-        loud = [
-            (p.pts / SAMPLE_RATE_HZ, bool(np.sqrt(np.mean(p.samples**2)) > 0.01)) for p in self.line.played
-        ]
+        loud = [(p.pts / SAMPLE_RATE_HZ, bool(np.sqrt(np.mean(p.samples**2)) > 0.01)) for p in self.line.played]
         stretches: list[tuple[float, float]] = []
         for start, is_loud in loud:
             if not is_loud:

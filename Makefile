@@ -1,0 +1,57 @@
+# `make serve` and `make test` are all a newcomer needs; both set themselves up.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: install models serve test lint typecheck unit bench browser clean docs
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "duplex needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,dev]'
+	@touch $@
+
+models: install
+	$(BIN)/duplex models pull
+
+serve: models
+	$(BIN)/duplex serve
+
+# Chromium and espeak-ng for the tests that drive a real browser.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
+	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  { echo "Install Chromium (package 'chromium' on Debian and Ubuntu) to run the browser tests."; exit 1; }
+
+test: $(VENV)/.installed-dev models browser lint typecheck unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not see that folders map to sub-packages, and codecs/ would shadow the standard library: link them.
+typecheck: $(VENV)/.installed-dev
+	@rm -rf build/typing && mkdir -p build/typing/duplex
+	@for f in duplex/*.py duplex/*.toml duplex/py.typed; do ln -s "$(CURDIR)/$$f" build/typing/duplex/; done
+	@for d in benchmarks codecs thinker_talker transport web_demo; do ln -s "$(CURDIR)/$$d" build/typing/duplex/$$d; done
+	cd build/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p duplex
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+bench: models
+	$(BIN)/duplex bench voice
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
