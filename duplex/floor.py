@@ -1,0 +1,365 @@
+"""Who has the floor, and what follows from it: the turn machine's actions, carried out.
+
+The machine (``duplex.turn``) says *what* to do; this says *how*. It owns the user's open turn, the
+reply at hand, the conversation and the ledger, and nothing else changes them. Everything is
+synchronous: between reading a state and acting on it nothing else runs, so there are no locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from duplex import events as ev
+from duplex.agent import (
+    AgentCommand,
+    BeginReply,
+    CommitTurn,
+    DropReply,
+    ForgetTurn,
+    HoldReply,
+    ReopenTurn,
+    ReplyAudio,
+    ReplyEnd,
+    ResumeReply,
+)
+from duplex.clock import Clock
+from duplex.config import SessionConfig
+from duplex.conversation import Conversation, Message, Role
+from duplex.errors import AgentFaultError
+from duplex.ledger import Ledger
+from duplex.metrics import Metrics
+from duplex.outgoing import Sent
+from duplex.playout import Playout, State
+from duplex.reply import Reply, Turn
+from duplex.trace import TurnTrace
+from duplex.turn import Action, Floor, Own, Signal, TurnMachine, User
+
+
+class FloorKeeper:
+    """One session's floor. ``emit`` tells the client, ``command`` the agent, ``take_back`` recalls packets.
+
+    ``at`` stamps an event with both times.
+    """
+
+    def __init__(
+        self,
+        *,
+        session_id: str,
+        clock: Clock,
+        config: SessionConfig,
+        metrics: Metrics,
+        playout: Playout,
+        ledger: Ledger,
+        emit: Callable[[ev.Event], None],
+        command: Callable[[AgentCommand], None],
+        take_back: Callable[[Reply], None],
+        at: Callable[[], ev.At],
+    ) -> None:
+        self.machine = TurnMachine(hold_limit_s=config.hold_limit_s)
+        self.conversation = Conversation(config.max_messages)
+        self.reply: Reply | None = None
+        self.turn: Turn | None = None
+        self.last_item_id: str | None = None
+        self._clock, self._config, self._metrics = clock, config, metrics
+        self._playout, self._ledger = playout, ledger
+        self._emit, self._command, self._take_back, self._at = emit, command, take_back, at
+        self._last_told: tuple[Floor, User] | None = None
+        self._overlap_since_s: float | None = None
+        self._name = session_id.removeprefix("sess_")
+        self._asked_instructions: str | None = None
+        self._ids = 0
+
+    def new_id(self, kind: str) -> str:
+        """Counted, not random, so that a replay names things alike; unique through the session's own id."""
+        self._ids += 1
+        return f"{kind}_{self._name}_{self._ids}"
+
+    # --- signals ---------------------------------------------------------------------------------
+
+    def signal(self, signal: Signal) -> None:
+        """Feeds the machine and does what it says."""
+        self._act(self.machine.feed(signal, self._clock.now()))
+        told = (self.machine.floor, self.machine.user)
+        if told != self._last_told:
+            self._last_told = told
+            self._emit(ev.FloorChanged(self._at(), *told))
+
+    def tick(self, now_s: float) -> None:
+        """Lets time pass: a hold that nobody decides ends, and so does thinking that leads nowhere."""
+        if self.machine.floor is Floor.HOLDING and now_s - self.machine.since_s >= self.machine.hold_limit_s:
+            self.signal(Own.HOLD_EXPIRED)
+        limit_s = self._config.think_limit_s
+        if self.machine.floor is Floor.THINKING and now_s - self.machine.since_s > limit_s:
+            message = f"No reply came within {limit_s:g} s; the floor is yours again."
+            self._emit(ev.ErrorRaised(self._at(), "reply_timeout", message))
+            self.signal(Own.CANCELLED)
+
+    def request_reply(self, instructions: str | None) -> None:
+        """Speak without a user's turn; ``instructions`` hold for this reply alone."""
+        self._asked_instructions = instructions
+        self.signal(Own.REPLY_REQUESTED)
+
+    def _act(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case Action.SPECULATE:
+                    self._speculate()
+                case Action.DROP_SPECULATION:
+                    self._drop_speculation()
+                case Action.COMMIT:
+                    self._commit()
+                case Action.RETRACT:
+                    self._retract()
+                case Action.START_REPLY:
+                    self._begin(to_open_turn=False, instructions=self._asked_instructions)
+                    self._publish()
+                case Action.RELEASE:
+                    self._release()
+                case Action.HOLD:
+                    self._hold()
+                case Action.RESUME:
+                    self._resume()
+                case Action.YIELD:
+                    self._yield()
+                case Action.FINISH:
+                    self._finish()
+
+    # --- the user's turn -------------------------------------------------------------------------
+
+    def open_turn(self) -> Turn:
+        """The turn that is being spoken; a new one if the last is over."""
+        if self.turn is None or (self.turn.committed and self.machine.floor is not Floor.THINKING):
+            self.turn = Turn(self.new_id("item"))
+        return self.turn
+
+    def speech_started(self, audio_pts: int, at_s: float) -> None:
+        turn = self.open_turn()
+        if self.machine.floor in (Floor.SPEAKING, Floor.HOLDING):
+            self._overlap_since_s = at_s
+        self._emit(ev.UserSpeechStarted(self._at(), turn.turn_id, audio_pts))
+
+    def speech_stopped(self, audio_pts: int, at_s: float) -> None:
+        turn = self.open_turn()
+        turn.last_voiced_s = at_s
+        self._emit(ev.UserSpeechStopped(self._at(), turn.turn_id, audio_pts))
+
+    def transcribed(self, turn_id: str, text: str) -> None:
+        """The words of a committed turn. A turn that was reopened meanwhile gets its words later."""
+        if text and not (self.turn is not None and self.turn.turn_id == turn_id and not self.turn.committed):
+            self.conversation.put(Message(turn_id, Role.USER, text))
+        self._emit(ev.UserTranscriptFinal(self._at(), turn_id, text))
+
+    def forget_turn(self) -> None:
+        self._command(ForgetTurn())
+        self.signal(User.IDLE)
+        self.turn = None
+
+    def _speculate(self) -> None:
+        if self.reply is None and self.turn is not None:
+            self._begin(speculative=True)
+
+    def _drop_speculation(self) -> None:
+        if self.reply is not None and not self.reply.public:
+            self._command(DropReply(self.reply.reply_id))
+            self._clear()
+
+    def _commit(self) -> None:
+        turn = self.open_turn()
+        previous, self.last_item_id = self.last_item_id, turn.turn_id
+        turn.committed = True
+        reply = self.reply if self.reply is not None else self._begin()
+        now_s = self._clock.now()
+        if turn.last_voiced_s is not None:
+            reply.trace.mark("last_voiced", turn.last_voiced_s)
+            self._metrics.end_of_turn_s.observe(max(0.0, now_s - turn.last_voiced_s))
+        reply.trace.mark("commit", now_s)
+        self._metrics.turns.inc()
+        self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, previous))
+        self._command(CommitTurn(turn.turn_id))
+        self._publish()
+        self.check_audible(reply)
+
+    def _retract(self) -> None:
+        if self.reply is not None:
+            self._command(DropReply(self.reply.reply_id))
+            self._tell_finished(self.reply, "cancelled")
+            self._clear()
+        if self.turn is not None and self.turn.committed:
+            self.turn.committed = False
+            self.conversation.remove(self.turn.turn_id)
+            self._command(ReopenTurn(self.turn.turn_id))
+            self._emit(ev.UserTurnReopened(self._at(), self.turn.turn_id))
+
+    # --- the reply at hand -----------------------------------------------------------------------
+
+    def current(self, reply_id: str) -> Reply | None:
+        """The reply at hand if it is that one; anything else was dropped meanwhile."""
+        return self.reply if self.reply is not None and self.reply.reply_id == reply_id else None
+
+    def add_text(self, reply: Reply, delta: str) -> None:
+        reply.text += delta
+        reply.unannounced_text.append(delta)
+        self._announce(reply)
+
+    def add_audio(self, reply: Reply, audio: ReplyAudio) -> None:
+        try:
+            self._playout.append(audio.samples)
+        except AgentFaultError as error:
+            # A talker that does not stop: keep what there is and end the reply there.
+            self._command(DropReply(reply.reply_id))
+            self.end_audio(reply, ReplyEnd(reply.reply_id, error))
+            return
+        self._ledger.queue(reply.reply_id, len(audio.samples), audio.words)
+        reply.unannounced_words.extend(audio.words)
+        self._announce(reply)
+        self.check_audible(reply)
+
+    def end_audio(self, reply: Reply, end: ReplyEnd) -> None:
+        reply.ended = True
+        self._playout.complete()
+        if end.error is not None:
+            reply.error = str(end.error)
+            self._emit(ev.ErrorRaised(self._at(), type(end.error).__name__, str(end.error)))
+        self.check_audible(reply)
+
+    def check_audible(self, reply: Reply) -> None:
+        """Signals the machine once the reply can be heard, or will never be."""
+        if self._playout.state is State.HELD_BACK and self._playout.audible:
+            self.signal(Own.REPLY_AUDIBLE)
+        elif reply.ended and self._playout.drained and self._playout.state is not State.FADING:
+            self.signal(Own.REPLY_ENDED)
+
+    def _begin(
+        self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None
+    ) -> Reply:
+        reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
+        self.reply = reply
+        self._playout.begin()
+        self._ledger.begin(reply.reply_id, reply.item_id)
+        self._command(
+            BeginReply(reply.reply_id, self.conversation.snapshot(), to_open_turn, speculative, instructions)
+        )
+        return reply
+
+    def _publish(self) -> None:
+        reply = self.reply
+        if reply is not None and not reply.public:
+            reply.public = True
+            self._emit(ev.ReplyStarted(self._at(), reply.reply_id, reply.item_id, self.last_item_id))
+            self.last_item_id = reply.item_id
+            self._announce(reply)
+
+    def _announce(self, reply: Reply) -> None:
+        """Tells the client what it may know by now: text once the reply is public, words once it is released."""
+        if reply.public and reply.unannounced_text:
+            delta = "".join(reply.unannounced_text)
+            reply.unannounced_text.clear()
+            self._emit(ev.ReplyTextAdded(self._at(), reply.reply_id, reply.item_id, delta))
+        if reply.public and reply.unannounced_words and self._playout.state is not State.HELD_BACK:
+            words = tuple(reply.unannounced_words)
+            reply.unannounced_words.clear()
+            self._emit(ev.ReplyWords(self._at(), reply.reply_id, reply.item_id, words))
+
+    def _release(self) -> None:
+        assert self.reply is not None
+        self._playout.release()
+        self._announce(self.reply)
+
+    def _hold(self) -> None:
+        if self.reply is None:
+            return
+        self._playout.hold()
+        self._take_back(self.reply)
+        self._command(HoldReply(self.reply.reply_id))
+        self._emit(ev.ReplyHeld(self._at(), self.reply.reply_id))
+
+    def _resume(self) -> None:
+        self._overlap_since_s = None
+        if self.turn is not None and not self.turn.committed:
+            self.turn = None  # what was said over us was no turn
+        if self.reply is None:
+            return
+        self._playout.resume()
+        self._command(ResumeReply(self.reply.reply_id))
+        self._metrics.resumes.inc()
+        self._emit(ev.ReplyResumed(self._at(), self.reply.reply_id))
+
+    def _yield(self) -> None:
+        reply = self.reply
+        if reply is not None:
+            self._take_back(reply)
+            heard = self._ledger.heard(reply.reply_id, self._clock.now())
+            heard_text = self._ledger.text_until(reply.reply_id, heard.samples) if reply.started else ""
+            self._command(DropReply(reply.reply_id, heard_text))
+            self._ledger.drop(reply.reply_id)
+            if heard_text:
+                self.conversation.put(Message(reply.item_id, Role.ASSISTANT, heard_text, cut_off=True))
+            if reply.started:
+                evidence = heard.evidence.value
+                self._emit(ev.ReplyTruncated(self._at(), reply.reply_id, reply.item_id, heard_text, heard.ms, evidence))
+            self._tell_finished(reply, "cancelled")
+            self._clear()
+        self.signal(Own.YIELDED)
+
+    def _finish(self) -> None:
+        reply = self.reply
+        if reply is None:
+            return
+        if reply.text.strip() and reply.started:
+            self.conversation.put(Message(reply.item_id, Role.ASSISTANT, reply.text.strip()))
+        self._tell_finished(reply, "failed" if reply.error else "completed")
+        self._clear()
+
+    def _tell_finished(self, reply: Reply, status: str) -> None:
+        if reply.public:
+            self._metrics.replies.labels(status).inc()
+            audio_ms = self._ledger.sent_ms(reply.reply_id)
+            self._emit(
+                ev.ReplyFinished(self._at(), reply.reply_id, reply.item_id, status, reply.text, audio_ms, reply.error)
+            )
+
+    def _clear(self) -> None:
+        self.reply = None
+        self._playout.reset()
+
+    # --- what went out ---------------------------------------------------------------------------
+
+    def sent(self, sent: Sent, now_s: float, last_audible_s: float) -> None:
+        """A packet left. Marks the first one, measures how fast we fell silent, and notices the end."""
+        reply = self.reply
+        if reply is None:
+            return
+        if sent.real:
+            if not reply.started:
+                reply.started = True
+                self._emit(ev.ReplyAudioStarted(self._at(), reply.reply_id, reply.item_id))
+            if sent.audible and "first_packet" not in reply.trace.marks:
+                reply.trace.mark("first_packet", now_s)
+                self._tell_trace(reply)
+        if self._playout.state is State.HOLDING and self._overlap_since_s is not None:
+            self._metrics.barge_in_stop_s.observe(max(0.0, last_audible_s - self._overlap_since_s))
+            self._overlap_since_s = None
+        if reply.ended and self._playout.drained:
+            self.signal(Own.REPLY_ENDED)
+
+    def _tell_trace(self, reply: Reply) -> None:
+        trace = reply.trace
+        first_packet_ms = trace.between_ms("commit", "first_packet")
+        voice_to_voice_ms = trace.since_last_voiced_ms("first_packet")
+        if first_packet_ms is None or voice_to_voice_ms is None or self.turn is None:
+            return  # a reply nobody's turn asked for
+        self._metrics.first_packet_s.observe(first_packet_ms / 1000.0)
+        self._metrics.voice_to_voice_s.observe(max(0.0, voice_to_voice_ms / 1000.0))
+        self._emit(
+            ev.TurnTraced(
+                self._at(),
+                self.turn.turn_id,
+                reply.reply_id,
+                trace.marks_ms(),
+                trace.waterfall(),
+                first_packet_ms,
+                voice_to_voice_ms,
+                trace.since_last_voiced_ms("commit") or 0.0,
+                trace.speculative,
+            )
+        )

@@ -1,0 +1,102 @@
+"""The way out: every 20 ms a packet for the line, from the playout if a reply is playing, else silence.
+
+Keeps the wire's own timeline (samples sent, silence included), enters every packet in the ledger, and
+remembers the last packets so that what the line has not put on the wire yet can be taken back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from duplex.config import PlayoutConfig
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples
+from duplex.ledger import Ledger
+from duplex.line import Line, OutPacket
+from duplex.metrics import Metrics
+from duplex.playout import Playout, State
+from duplex.reply import Reply
+
+PACKET_S = PACKET_SAMPLES / SAMPLE_RATE_HZ
+AUDIBLE_RMS = 10 ** (-40 / 20)  # −40 dBFS: what a listener notices
+_RESYNC_S = 0.5  # a machine that slept this long starts counting afresh
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One packet that went to the line. ``samples``: float32[480]; ``real``: how many are the reply's own."""
+
+    reply_id: str | None
+    samples: Samples
+    real: int
+    audible: bool
+
+
+class Outgoing:
+    """One session's outgoing stream. ``fill`` is called at every tick and whenever audio became ready."""
+
+    def __init__(self, line: Line, playout: Playout, ledger: Ledger, config: PlayoutConfig, metrics: Metrics) -> None:
+        self._line, self._playout, self._ledger, self._metrics = line, playout, ledger, metrics
+        self._lead = min(line.lead_packets, ms_to_samples(config.max_ahead_ms) // PACKET_SAMPLES) - 1
+        self._packets = 0
+        self._epoch_s = 0.0
+        self._recent: deque[Sent] = deque(maxlen=64)
+        self.last_audible_s = 0.0
+
+    def start(self, now_s: float) -> None:
+        self._epoch_s = now_s
+
+    def fill(self, now_s: float, reply: Reply | None) -> Iterator[Sent]:
+        """Sends what is due now; a line with lead gets that much more while a reply plays.
+
+        A generator, so that the caller may react to a packet (the reply ended) before the next is taken.
+        """
+        elapsed = int((now_s - self._epoch_s) / PACKET_S) + 1
+        if elapsed - self._packets > _RESYNC_S / PACKET_S:
+            self._epoch_s = now_s - self._packets * PACKET_S
+            elapsed = self._packets + 1
+        while True:
+            ahead = self._lead if self._playout.state is State.PLAYING and self._playout.audible else 0
+            if self._packets >= elapsed + ahead:
+                return
+            yield self._send_one(now_s, reply)
+
+    def _send_one(self, now_s: float, reply: Reply | None) -> Sent:
+        taken = self._playout.take()
+        if taken.underrun:
+            self._metrics.underruns.inc()
+        real = taken.end_samples - taken.start_samples
+        audible = bool(np.dot(taken.samples, taken.samples) > AUDIBLE_RMS**2 * PACKET_SAMPLES)
+        pts = self._packets * PACKET_SAMPLES
+        owner = reply if reply is not None and (real or audible) else None
+        self._line.send(
+            OutPacket(pts, taken.samples, owner.reply_id if owner else None, owner.item_id if owner else None)
+        )
+        self._packets += 1
+        sent = Sent(owner.reply_id if owner else None, taken.samples, real, audible)
+        self._recent.append(sent)
+        if audible:
+            self.last_audible_s = now_s
+        if reply is not None and real:
+            self._ledger.send(reply.reply_id, pts + PACKET_SAMPLES, taken.end_samples, real, now_s)
+        return sent
+
+    def take_back(self, reply: Reply) -> None:
+        """Recalls packets of ``reply`` that the line still has, so that they can be played later or dropped."""
+        samples = self._line.flush()
+        while samples >= PACKET_SAMPLES and self._recent:
+            sent = self._recent.pop()
+            samples -= PACKET_SAMPLES
+            self._packets -= 1
+            if sent.reply_id == reply.reply_id and sent.real:
+                self._ledger.unsend(reply.reply_id, sent.real)
+                self._playout.rewind(sent.samples[: sent.real])
+
+    def reference(self, n_samples: int) -> Samples:
+        """The last ``n_samples`` we played: what an echo in the heard frame would be made of."""
+        packets = [sent.samples for sent in list(self._recent)[-(n_samples // PACKET_SAMPLES) :]]
+        played = np.concatenate(packets) if packets else np.zeros(0, dtype=np.float32)
+        return np.pad(played, (n_samples - len(played), 0)) if len(played) < n_samples else played
