@@ -1,0 +1,46 @@
+"""Word lists decide a lot, so each is asked about what people really say."""
+
+from __future__ import annotations
+
+import pytest
+
+from duplex.thinker_talker.lexicon import content_words, is_backchannel, is_hanging, says_stop
+
+
+@pytest.mark.parametrize(
+    "text", ["Uh-huh.", "Yeah.", "Mm-hmm.", "Okay, right.", "I see.", "Oh, wow!", "Got it. Yeah.", "Uh huh"]
+)
+def test_encouragement(text: str) -> None:
+    assert is_backchannel(text)
+    assert content_words(text) == 0
+
+
+@pytest.mark.parametrize("text", ["", "Yeah, but what about Spain?", "What is that?", "Right, stop there.", "London."])
+def test_not_encouragement(text: str) -> None:
+    assert not is_backchannel(text)
+
+
+@pytest.mark.parametrize("text", ["Stop.", "Wait, wait.", "Hold on a second.", "No, not that one.", "Excuse me?"])
+def test_orders_to_stop(text: str) -> None:
+    assert says_stop(text)
+
+
+@pytest.mark.parametrize("text", ["", "Where does the bus stop?", "I know.", "Okay."])
+def test_not_orders_to_stop(text: str) -> None:
+    assert not says_stop(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["I would like a", "And then,", "My number is", "Well, um...", "I was thinking about the"]
+)
+def test_hanging_sentences(text: str) -> None:
+    assert is_hanging(text)
+
+
+@pytest.mark.parametrize("text", ["", "What is this?", "I would like a coffee.", "Where is it to?", "Thank you."])
+def test_finished_sentences(text: str) -> None:
+    assert not is_hanging(text)
+
+
+def test_content_is_counted_without_its_encouragement() -> None:
+    assert content_words("Yeah, but what about Spain?") == 4

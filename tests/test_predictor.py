@@ -1,0 +1,211 @@
+"""The turn-state predictor: evidence in, state out, no models and no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duplex.frames import SAMPLE_RATE_HZ
+from duplex.thinker_talker.cascade_options import TurnOptions
+from duplex.thinker_talker.predictor import Ask, Edge, TurnPredictor
+from duplex.turn import Floor, User
+
+WINDOW = 768
+WINDOW_S = WINDOW / SAMPLE_RATE_HZ
+
+
+@dataclass
+class Listening:
+    """A predictor that is fed seconds of voice and silence, with a log of when its state changed."""
+
+    predictor: TurnPredictor = field(default_factory=TurnPredictor)
+    floor: Floor = Floor.LISTENING
+    pts: int = 0
+    asks: list[tuple[float, Ask]] = field(default_factory=list)
+    states: list[tuple[float, User]] = field(default_factory=list)
+
+    def feed(self, seconds: float, probability: float) -> Listening:
+        for _ in range(round(seconds / WINDOW_S)):
+            self.pts += WINDOW
+            self.note(self.predictor.window(self.pts, WINDOW, probability, self.floor))
+        return self
+
+    def voice(self, seconds: float) -> Listening:
+        return self.feed(seconds, 0.95)
+
+    def quiet(self, seconds: float) -> Listening:
+        return self.feed(seconds, 0.02)
+
+    def prosody(self, probability: float) -> Listening:
+        self.predictor.prosody(probability, self.pts)
+        return self.reviewed()
+
+    def words(self, text: str, *, final: bool = True) -> Listening:
+        self.predictor.transcript(text, 0.9, final=final, asked_pts=self.pts)
+        return self.reviewed()
+
+    def reviewed(self) -> Listening:
+        self.note(self.predictor.review(self.floor))
+        return self
+
+    def note(self, user: User) -> None:
+        now_s = self.pts / SAMPLE_RATE_HZ
+        self.asks += [(now_s, ask) for ask in self.predictor.asks]
+        self.predictor.asks.clear()
+        if not self.states or self.states[-1][1] is not user:
+            self.states.append((now_s, user))
+
+    def when(self, user: User) -> float:
+        return next(at for at, state in self.states if state is user)
+
+    @property
+    def users(self) -> list[User]:
+        return [user for _, user in self.states]
+
+
+def test_a_pause_asks_for_words_and_prosody_at_once_and_once() -> None:
+    listening = Listening().quiet(0.5).voice(1.0).quiet(0.32)
+    assert listening.users == [User.IDLE, User.SPEAKING, User.PAUSED_INCOMPLETE]
+    pause_s = listening.when(User.PAUSED_INCOMPLETE)
+    assert pause_s == pytest.approx(1.5 + 0.096, abs=2 * WINDOW_S)
+    assert [ask for at, ask in listening.asks if at >= pause_s - 1e-6] == [Ask.FINAL, Ask.PROSODY]
+
+
+def test_a_likely_end_is_taken_early() -> None:
+    listening = Listening().voice(1.0).quiet(0.128).prosody(0.9).words("What time is it?").quiet(1.0)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.2, abs=WINDOW_S)
+
+
+def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
+    listening = Listening().voice(1.0).quiet(1.5)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.64, abs=WINDOW_S)
+
+
+@pytest.mark.parametrize(
+    ("prosody", "words", "needed_s"),
+    [
+        (0.9, "I am done.", 0.2),
+        (0.49, "I am done.", 0.657),
+        (0.0, "I am done.", 1.5),
+        (0.9, "I would like a", 0.7),
+        (0.0, "And then,", 2.0),
+    ],
+)
+def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, needed_s: float) -> None:
+    listening = Listening().voice(1.0).quiet(0.128).prosody(prosody).words(words).quiet(3.0)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + needed_s, abs=2 * WINDOW_S)
+
+
+def test_a_likely_end_without_words_yet_waits_for_them() -> None:
+    listening = Listening().voice(1.0).quiet(0.128).prosody(0.95).quiet(0.3)
+    assert listening.users[-1] is User.PAUSED_INCOMPLETE
+    assert listening.words("Hello there.").users[-1] is User.TURN_COMPLETE
+
+
+def test_sound_without_words_is_not_for_us() -> None:
+    listening = Listening().voice(0.5).quiet(0.128).words("").quiet(1.0)
+    assert User.TURN_COMPLETE not in listening.users
+    assert User.NOT_ADDRESSED in listening.users
+    assert listening.users[-1] is User.IDLE
+
+
+def test_a_click_is_no_turn() -> None:
+    listening = Listening().voice(0.064).quiet(1.0)
+    assert listening.users[-1] is User.IDLE
+    assert User.TURN_COMPLETE not in listening.users
+
+
+def test_going_on_makes_old_answers_worthless() -> None:
+    listening = Listening().voice(1.0).quiet(0.128)
+    asked = listening.pts
+    listening.voice(0.5).quiet(0.128)
+    listening.predictor.prosody(0.99, asked)
+    listening.predictor.transcript("Old words", 0.9, final=True, asked_pts=asked)
+    listening.quiet(0.3)
+    assert listening.users[-1] is User.PAUSED_INCOMPLETE
+
+
+def over_us() -> Listening:
+    return Listening(floor=Floor.SPEAKING)
+
+
+def test_speech_over_ours_is_speaking_within_two_windows() -> None:
+    assert over_us().voice(0.064).users[-1] is User.SPEAKING
+
+
+@pytest.mark.parametrize("words", ["Uh-huh.", "Yeah, right.", ""])
+def test_encouragement_and_noise_hand_the_floor_back(words: str) -> None:
+    listening = over_us().voice(0.35).quiet(0.128).words(words).quiet(0.4)
+    assert User.INTERRUPTING not in listening.users
+    assert listening.users[-2] in (User.BACKCHANNEL, User.NOT_ADDRESSED)
+    assert listening.users[-1] is User.IDLE
+
+
+@pytest.mark.parametrize("words", ["Stop.", "Wait.", "What about Spain?"])
+def test_an_order_or_content_interrupts_before_the_speaker_is_done(words: str) -> None:
+    listening = over_us().voice(0.35).words(words, final=False)
+    assert listening.users[-1] is User.INTERRUPTING
+
+
+def test_long_speech_interrupts_whatever_it_says() -> None:
+    listening = over_us().voice(1.5)
+    assert listening.when(User.INTERRUPTING) == pytest.approx(0.8, abs=2 * WINDOW_S)
+
+
+def test_long_encouragement_does_not() -> None:
+    listening = over_us().voice(0.6).words("Yeah yeah yeah okay", final=False).voice(0.6)
+    assert User.INTERRUPTING not in listening.users
+
+
+def test_without_words_its_length_decides() -> None:
+    assert User.BACKCHANNEL in over_us().voice(0.3).quiet(1.0).users
+    assert User.INTERRUPTING in over_us().voice(0.7).quiet(1.0).users
+
+
+def test_after_interrupting_it_is_a_turn_like_any_other() -> None:
+    listening = over_us().voice(1.0)
+    assert User.INTERRUPTING in listening.users
+    listening.floor = Floor.LISTENING
+    listening.voice(0.5).quiet(0.128).prosody(0.9).words("What about Spain?").quiet(0.3)
+    assert listening.users[-1] is User.TURN_COMPLETE
+
+
+def test_edges_name_the_first_and_last_voiced_sample() -> None:
+    listening = Listening().quiet(0.512).voice(0.64).quiet(0.32)
+    (first, start), (last, stop) = listening.predictor.edges
+    assert (first, last) == (Edge.STARTED, Edge.STOPPED)
+    assert start / SAMPLE_RATE_HZ == pytest.approx(0.512)
+    assert stop / SAMPLE_RATE_HZ == pytest.approx(0.512 + 0.64)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("window"), st.floats(0, 1)),
+            st.tuples(st.just("prosody"), st.floats(0, 1)),
+            st.tuples(st.just("final"), st.sampled_from(["", "Yeah.", "Stop.", "What is it?"])),
+            st.tuples(st.just("floor"), st.sampled_from(list(Floor))),
+        ),
+        max_size=200,
+    )
+)
+def test_whatever_comes_it_answers_and_forgets_cleanly(script: list[tuple[str, object]]) -> None:
+    predictor, floor, pts = TurnPredictor(TurnOptions()), Floor.LISTENING, 0
+    for kind, value in script:
+        match kind, value:
+            case "window", float(p):
+                pts += WINDOW
+                assert isinstance(predictor.window(pts, WINDOW, p, floor), User)
+            case "prosody", float(p):
+                predictor.prosody(p, pts)
+            case "final", str(text):
+                predictor.transcript(text, 0.5, final=True, asked_pts=pts)
+            case "floor", Floor() as new:
+                floor = new
+        assert predictor.quiet_s >= 0
+        predictor.asks.clear()
+    predictor.reset()
+    assert predictor == TurnPredictor(TurnOptions())

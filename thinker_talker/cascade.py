@@ -1,0 +1,399 @@
+"""The embedded cascade: an agent of a listener, a thinker, a talker and a turn-state predictor.
+
+Theory of operation
+-------------------
+A session's ``step`` only queues the frame for the ear. Whatever the workers finish (32 ms windows of
+voice activity, transcripts, end-of-turn probabilities, text and audio of replies) lands in one inbox,
+in order, and wakes the session, which then calls ``collect``: there, on the session's own thread, the
+predictor judges and events come out. So everything that decides runs single-threaded, and everything
+that computes runs elsewhere.
+
+    step ─► ear ───────┐
+       listener ───────┤
+        prosody ───────┼─► inbox ─► collect ─► predictor ─► UserState, transcripts, reply audio …
+    thinker ─► talker ─┘
+
+A reply begins when the session says ``BeginReply``, usually at the first pause of a turn, and waits only
+for the words up to that pause. Whether it is heard is not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from duplex.agent import (
+    Agent,
+    AgentCommand,
+    AgentEvent,
+    AgentInfo,
+    AgentSession,
+    AgentSettings,
+    BeginReply,
+    CommitTurn,
+    Configure,
+    DropReply,
+    Fault,
+    FinalTranscript,
+    ForgetTurn,
+    Heard,
+    Mark,
+    PartialTranscript,
+    ReopenTurn,
+    ReplyEnd,
+    SpeechStarted,
+    SpeechStopped,
+    UserState,
+)
+from duplex.clock import Clock
+from duplex.config import validated
+from duplex.conversation import Message, Role
+from duplex.errors import AgentFaultError, AgentFullError
+from duplex.frames import SAMPLE_RATE_HZ, Image, Samples
+from duplex.turn import Floor, User
+
+from . import thinker as th
+from .cascade_options import CascadeOptions
+from .ear import Window
+from .engines import Engines, load_engines
+from .listener import Transcript
+from .predictor import Ask, Edge, TurnPredictor
+from .reply_work import ReplyWork
+
+_PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
+_PROSODY_WINDOWS = 250  # 8 s
+
+
+def load(options: Mapping[str, Any]) -> Agent:
+    """Entry point ``cascade`` of ``duplex.agents``. Raises ``ConfigError`` for options it does not know."""
+    return CascadeAgent(validated(CascadeOptions, options, "agent.options"))
+
+
+class CascadeAgent:
+    """Loads the models on ``start`` and opens up to ``options.max_sessions`` sessions on them."""
+
+    def __init__(self, options: CascadeOptions) -> None:
+        self.options = options
+        self._engines: Engines | None = None
+        self._open = 0
+
+    @property
+    def info(self) -> AgentInfo:
+        takes_images = self._engines is not None and self._engines.thinker.takes_images
+        return AgentInfo("cascade", takes_images=takes_images, voices=(self.options.voice,))
+
+    async def start(self) -> None:
+        if self._engines is None:
+            self._engines = await asyncio.to_thread(load_engines, self.options)
+
+    def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
+        if self._engines is None:
+            raise AgentFullError("The models are still loading. Try again in a moment.")
+        if self._open >= self.options.max_sessions:
+            raise AgentFullError(f"All {self.options.max_sessions} places of the cascade are taken.")
+        session = CascadeSession(self._engines, self.options, settings, clock, wake, self._closed_one)
+        self._open += 1
+        return session
+
+    def _closed_one(self) -> None:
+        self._open -= 1
+
+    async def close(self) -> None:
+        if self._engines is not None:
+            engines, self._engines = self._engines, None
+            await asyncio.to_thread(engines.close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prosody:
+    probability: float
+    asked_pts: int
+
+
+class CascadeSession:
+    """One conversation. ``step``, ``collect`` and ``command`` are for one thread; workers only use ``_post``."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        options: CascadeOptions,
+        settings: AgentSettings,
+        clock: Clock,
+        wake: Callable[[], None],
+        closed: Callable[[], None],
+    ) -> None:
+        self._engines, self._options, self._settings = engines, options, settings
+        self._clock, self._wake, self._when_closed = clock, wake, closed
+        # Appended to by workers, emptied by collect. Bounded by what feeds it: the ear's queue, one answer
+        # for each request to a model, and a reply's length (max_reply_tokens).
+        self._inbox: deque[AgentEvent | Window | Transcript | _Prosody] = deque()
+        self._predictor = TurnPredictor(options.turn)
+        self._thinker = engines.thinker.open()
+        self._stream = engines.listener.open(self._post)
+        self._ear = engines.ear.open(self._take_window)
+        self._floor = Floor.LISTENING
+        self._recent: deque[Samples] = deque(maxlen=_PRE_ROLL_WINDOWS)
+        self._turn_audio: deque[Samples] = deque(maxlen=_PROSODY_WINDOWS)
+        self._listening = False  # the current stretch goes to the listener
+        self._pts = 0
+        self._last_request = 0
+        self._asked_pts: dict[int, int] = {}
+        self._final: str | None = None  # words of the open turn, settled up to the current pause
+        self._partial = ""
+        self._prefix = ""  # words of the turn from before it was reopened
+        self._committed: dict[str, str] = {}
+        self._awaiting: str | None = None  # a committed turn whose words are still to come
+        self._waiting_reply: BeginReply | None = None  # to begin when the words are there
+        self._works: dict[str, ReplyWork] = {}
+        self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
+        self._warm_instructions: str | None = None
+        self._closed = False
+        self._warm((), "")
+
+    # --- the session's side ----------------------------------------------------------------------
+
+    def step(self, heard: Heard) -> None:
+        self._floor = heard.floor
+        if heard.image is not None:
+            self._images.append(heard.image)
+        self._ear.hear(heard.frame.pts, heard.frame.samples)
+
+    def collect(self) -> Sequence[AgentEvent]:
+        out: list[AgentEvent] = []
+        while self._inbox:
+            match self._inbox.popleft():
+                case Window() as window:
+                    self._take(window, out)
+                case Transcript() as transcript:
+                    self._understand(transcript, out)
+                case _Prosody(probability=probability, asked_pts=asked_pts):
+                    self._predictor.prosody(probability, asked_pts)
+                    self._judged(out)
+                case ReplyEnd() as end:
+                    self._works.pop(end.reply_id, None)
+                    out.append(end)
+                case event:
+                    out.append(event)
+        return out
+
+    def command(self, command: AgentCommand) -> None:
+        match command:
+            case BeginReply():
+                self._begin(command)
+            case DropReply(reply_id=reply_id):
+                if self._waiting_reply is not None and self._waiting_reply.reply_id == reply_id:
+                    self._waiting_reply = None
+                if work := self._works.pop(reply_id, None):
+                    work.cancel()
+            case CommitTurn(turn_id=turn_id):
+                self._commit(turn_id)
+            case ReopenTurn(turn_id=turn_id):
+                self._prefix = self._committed.get(turn_id, self._partial)
+                self._awaiting = None
+            case ForgetTurn():
+                self._forget()
+                self._prefix = ""
+            case Configure(settings=settings):
+                self._settings = settings
+                self._warm((), "")
+            case _:
+                pass  # holding and resuming need nothing from us: the audio is made ahead
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._ear.close()
+        self._stream.close()
+        for work in self._works.values():
+            work.cancel()
+        self._works.clear()
+        self._thinker.close()
+        self._when_closed()
+
+    # --- the workers' side -----------------------------------------------------------------------
+
+    def _post(self, item: AgentEvent | Window | Transcript | _Prosody) -> None:
+        """From any thread: into the inbox, and wake the session."""
+        if not self._closed:
+            self._inbox.append(item)
+            self._wake()
+
+    def _take_window(self, window: Window | AgentFaultError) -> None:
+        self._post(Fault(window, fatal=True) if isinstance(window, AgentFaultError) else window)
+
+    # --- listening -------------------------------------------------------------------------------
+
+    def _take(self, window: Window, out: list[AgentEvent]) -> None:
+        self._pts = window.end_pts
+        n_samples = len(window.samples_16k) * SAMPLE_RATE_HZ // 16_000
+        self._predictor.window(window.end_pts, n_samples, window.probability, self._floor)
+        if self._predictor.in_stretch and not self._listening:
+            self._start_listening()
+        if self._listening:
+            self._stream.push(window.samples_16k)
+            self._turn_audio.append(window.samples_16k)
+        self._recent.append(window.samples_16k)
+        self._judged(out, judge=False)
+
+    def _start_listening(self) -> None:
+        if self._awaiting is not None:  # the last turn's words never came: keep what was understood
+            self._settle(self._awaiting, self._partial)
+        self._listening = True
+        self._final, self._partial = None, ""
+        self._stream.reset()
+        self._turn_audio.clear()
+        for before in self._recent:
+            self._stream.push(before)
+            self._turn_audio.append(before)
+
+    def _judged(self, out: list[AgentEvent], *, judge: bool = True) -> None:
+        """Reports what the predictor thinks and asks for what it wants to know."""
+        predictor = self._predictor
+        user = predictor.review(self._floor) if judge else predictor.user
+        for edge, pts in predictor.edges:
+            if edge is Edge.STARTED:
+                self._final = None
+            out.append(SpeechStarted(pts) if edge is Edge.STARTED else SpeechStopped(pts))
+        predictor.edges.clear()
+        out.append(UserState(self._pts, user, dict(predictor.evidence)))
+        for ask in predictor.asks:
+            self._ask(ask, out)
+        predictor.asks.clear()
+        if not predictor.in_stretch and self._listening:
+            self._listening = False
+            if user in (User.BACKCHANNEL, User.NOT_ADDRESSED, User.IDLE):
+                self._forget()
+
+    def _ask(self, ask: Ask, out: list[AgentEvent]) -> None:
+        if ask is Ask.PROSODY:
+            asked_pts = self._pts
+            audio = np.concatenate(self._turn_audio)
+            self._engines.prosody.ask(audio, lambda p: self._post(_Prosody(p, asked_pts)))
+            return
+        self._last_request += 1
+        self._asked_pts[self._last_request] = self._pts
+        if ask is Ask.FINAL:
+            out.append(Mark("listener_asked", self._clock.now()))
+            self._stream.request("final", self._last_request)
+        else:
+            self._stream.request("partial", self._last_request)
+
+    def _understand(self, transcript: Transcript, out: list[AgentEvent]) -> None:
+        asked_pts = self._asked_pts.pop(transcript.request_id, None)
+        for request_id in [r for r in self._asked_pts if r < transcript.request_id]:
+            del self._asked_pts[request_id]  # superseded, never answered
+        if transcript.error is not None:
+            out.append(Fault(transcript.error))
+        if asked_pts is None:
+            return
+        final = transcript.kind == "final"
+        if self._awaiting is not None:
+            if final:
+                self._settle(self._awaiting, self._joined(transcript.text), out)
+            return
+        if not self._listening:
+            return
+        self._partial = self._joined(transcript.text)
+        if self._partial:
+            out.append(PartialTranscript(self._partial))
+        self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
+        if final and not self._predictor.voice:
+            self._final = self._partial
+            out.append(Mark("listener_done", self._clock.now()))
+            if self._waiting_reply is not None:
+                waiting, self._waiting_reply = self._waiting_reply, None
+                self._begin(waiting)
+        self._judged(out)
+
+    def _joined(self, text: str) -> str:
+        return f"{self._prefix} {text}".strip() if self._prefix else text
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def _commit(self, turn_id: str) -> None:
+        self._predictor.forget()
+        self._listening = False
+        if self._final is not None:
+            self._settle(turn_id, self._final)
+            return
+        self._awaiting = turn_id
+        if not any(pts >= self._pts for pts in self._asked_pts.values()):
+            self._last_request += 1
+            self._asked_pts[self._last_request] = self._pts
+            self._stream.request("final", self._last_request)
+
+    def _settle(self, turn_id: str, text: str, out: list[AgentEvent] | None = None) -> None:
+        """A committed turn's words are known."""
+        self._awaiting = None
+        self._final, self._partial, self._prefix = None, "", ""
+        self._committed = {turn_id: text}
+        event = FinalTranscript(turn_id, text)
+        if out is not None:
+            out.append(event)
+        else:
+            self._post(event)
+        if self._waiting_reply is not None:
+            waiting, self._waiting_reply = self._waiting_reply, None
+            self._start(waiting, text)
+
+    def _forget(self) -> None:
+        self._predictor.forget()
+        self._listening = False
+        self._final, self._partial = None, ""
+        self._stream.reset()
+        self._asked_pts.clear()
+        if self._waiting_reply is not None:
+            self._post(ReplyEnd(self._waiting_reply.reply_id))
+            self._waiting_reply = None
+
+    # --- replies ---------------------------------------------------------------------------------
+
+    def _begin(self, command: BeginReply) -> None:
+        if not command.to_open_turn:
+            self._start(command, None)
+        elif self._final is not None:
+            self._start(command, self._final)
+        else:
+            self._waiting_reply = command
+
+    def _start(self, command: BeginReply, said: str | None) -> None:
+        if said == "":  # sound without words: nothing to answer
+            self._post(ReplyEnd(command.reply_id))
+            return
+        work = ReplyWork(command.reply_id, self._clock, self._post)
+        self._works[command.reply_id] = work
+        request = th.ThinkRequest(
+            self._prompt(command.history, said, command.instructions),
+            max_tokens=self._options.max_reply_tokens,
+            temperature=self._options.temperature,
+        )
+        work.start(self._thinker, self._engines.talker, request)
+
+    def _prompt(
+        self, history: Sequence[Message], said: str | None, instructions: str | None = None
+    ) -> tuple[th.Message, ...]:
+        """System prompt, what was said and heard so far, and the open turn's words with the newest pictures."""
+        system = instructions or self._settings.instructions or self._options.instructions
+        messages = [th.Message("system", system)]
+        for message in history:
+            text = f"{message.text}…" if message.cut_off else message.text
+            messages.append(th.Message(_ROLES[message.role], text, tuple(th.Image(i.jpeg) for i in message.images)))
+        if said is not None:
+            pictures: tuple[th.Image, ...] = ()
+            if self._engines.thinker.takes_images and self._options.images_per_prompt:
+                pictures = tuple(th.Image(image.jpeg) for image in self._images)
+            messages.append(th.Message("user", said, pictures))
+        return tuple(messages)
+
+    def _warm(self, history: Sequence[Message], said: str) -> None:
+        """Lets the thinker read what will stay, while nobody waits."""
+        self._thinker.prefill(self._prompt(history, said or None))
+
+
+_ROLES: Mapping[Role, th.Role] = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}

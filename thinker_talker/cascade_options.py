@@ -1,0 +1,64 @@
+"""Every threshold of the embedded cascade, named and validated. The table ``[agent.options]`` of the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from duplex.config import Settings
+
+DEFAULT_INSTRUCTIONS = (
+    "You are a friendly voice assistant. You are talking with a person, out loud. "
+    "Answer in one or two short, plain sentences."
+)
+
+
+class TurnOptions(Settings):
+    """When a turn begins, pauses and is over. Seconds of silence count from the last voiced sample.
+
+    The silence that ends a turn falls from ``silence_unlikely_s`` to ``silence_likely_s`` as the evidence
+    for its end grows; without evidence it is ``silence_unknown_s``, a plain silence timer, which always works.
+    """
+
+    speech_threshold: float = Field(0.5, gt=0, lt=1, description="voice begins at this probability")
+    silence_threshold: float = Field(0.35, gt=0, lt=1, description="voice ends below this one")
+    onset_s: float = Field(0.064, gt=0, description="voice needed before it counts as speech")
+    overlap_threshold: float = Field(0.6, gt=0, lt=1, description="the same over our own voice, where echo may be")
+    overlap_onset_s: float = Field(0.064, gt=0)
+    pause_s: float = Field(0.096, gt=0, description="silence that starts speculation")
+    complete_threshold: float = Field(0.5, gt=0, lt=1, description="end-of-turn model: likely over from here")
+    silence_likely_s: float = Field(0.2, gt=0)
+    silence_unknown_s: float = Field(0.64, gt=0)
+    silence_unlikely_s: float = Field(1.5, gt=0)
+    hanging_extra_s: float = Field(0.5, ge=0, description="added when the words stop in mid-sentence ('and the')")
+    prosody_again_s: float = Field(0.4, gt=0, description="ask the end-of-turn model a second time after this pause")
+    min_turn_s: float = Field(0.12, ge=0, description="less voice than this is a click, not a turn")
+    partial_every_s: float = Field(0.5, gt=0)
+    overlap_partial_s: float = Field(0.3, gt=0, description="voice over ours until its words are looked at")
+    interrupt_s: float = Field(0.8, gt=0, description="voice over ours that interrupts whatever it says")
+    interrupt_words: int = Field(2, ge=1, description="words of content over ours that interrupt")
+    decide_s: float = Field(0.25, gt=0, description="quiet after an overlap until it is judged")
+    decide_limit_s: float = Field(0.7, gt=0, description="judged by its length if its words are not there by then")
+    backchannel_s: float = Field(0.6, gt=0, description="wordless overlap up to this long was encouragement")
+
+
+class CascadeOptions(Settings):
+    """The cascade's configuration; a session may override ``instructions`` and ``voice``.
+
+    ``thinker``: a manifest name, a path to a GGUF file, or ``openai:http://host:port/v1#model``.
+    """
+
+    models_dir: Path | None = None
+    instructions: str = DEFAULT_INSTRUCTIONS
+    thinker: str = "smollm2-135m"
+    voice: str = "piper-joe"
+    max_sessions: int = Field(4, ge=1)
+    listener_threads: int = Field(1, ge=1, le=64)
+    thinker_threads: int = Field(2, ge=1, le=64)
+    talker_threads: int = Field(1, ge=1, le=64)
+    context_tokens: int = Field(2048, ge=256)
+    max_reply_tokens: int = Field(120, ge=1)
+    temperature: float = Field(0.2, ge=0, le=2)
+    images_per_prompt: int = Field(1, ge=0, le=8)
+    turn: TurnOptions = TurnOptions()

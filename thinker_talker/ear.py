@@ -1,0 +1,110 @@
+"""The ear: every session's voice activity on one worker thread.
+
+``hear`` is called from the session's step and only queues; the worker resamples 24 kHz to 16 kHz, runs
+Silero on each 32 ms window, and calls back. One thread serves all sessions: a window costs 0.25 ms, so
+a core hears about a hundred people.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from duplex.errors import AgentFaultError
+from duplex.frames import SAMPLE_RATE_HZ, Samples
+
+from .silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
+
+log = logging.getLogger("duplex.ear")
+
+WINDOW_PTS = WINDOW_SAMPLES * SAMPLE_RATE_HZ // SILERO_RATE_HZ  # 768 samples at 24 kHz
+_QUEUE_LIMIT = 4096  # frames waiting over all sessions; more means the machine does not keep up
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """32 ms that were listened to, ending at ``end_pts`` (24 kHz samples). ``samples_16k``: float32[512]."""
+
+    end_pts: int
+    samples_16k: Samples
+    probability: float
+
+
+OnWindow = Callable[[Window | AgentFaultError], None]
+
+
+class Ear:
+    """One session's place at the worker. Not for use after ``close``."""
+
+    def __init__(self, worker: EarWorker, model: SileroModel, on_window: OnWindow) -> None:
+        self._worker = worker
+        self._resampler = soxr.ResampleStream(SAMPLE_RATE_HZ, SILERO_RATE_HZ, 1, dtype="float32", quality="MQ")
+        self._stream = model.open()
+        self._pending = np.zeros(0, dtype=np.float32)
+        self._end_pts: int | None = None
+        self._on_window = on_window
+        self.closed = False
+        self.dropped_frames = 0
+
+    def hear(self, pts: int, samples: Samples) -> None:
+        """Queues float32[n] at 24 kHz. When the worker is hopelessly behind, the frame is dropped and counted."""
+        if not self._worker.put(self, pts, samples):
+            self.dropped_frames += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _work(self, pts: int, samples: Samples) -> None:
+        """On the worker: everything that these samples complete."""
+        if self._end_pts is None:
+            self._end_pts = pts
+        heard = self._resampler.resample_chunk(samples)
+        self._pending = np.concatenate((self._pending, heard))
+        while len(self._pending) >= WINDOW_SAMPLES:
+            window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
+            [probability] = self._stream.push(window)
+            self._end_pts += WINDOW_PTS
+            self._on_window(Window(self._end_pts, window, probability))
+
+
+class EarWorker:
+    """The thread. Create once per process; ``close`` joins it."""
+
+    def __init__(self, model: SileroModel) -> None:
+        self._model = model
+        self._queue: queue.Queue[tuple[Ear, int, Samples] | None] = queue.Queue(_QUEUE_LIMIT)
+        self._thread = threading.Thread(target=self._run, name="duplex-ear", daemon=True)
+        self._thread.start()
+
+    def open(self, on_window: OnWindow) -> Ear:
+        """A new ear; ``on_window`` is called on the worker's thread and must return quickly."""
+        return Ear(self, self._model, on_window)
+
+    def put(self, ear: Ear, pts: int, samples: Samples) -> bool:
+        try:
+            self._queue.put_nowait((ear, pts, samples))
+        except queue.Full:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            ear, pts, samples = job
+            if ear.closed:
+                continue
+            try:
+                ear._work(pts, samples)
+            except Exception as error:
+                log.exception("voice activity failed")
+                ear.closed = True
+                ear._on_window(AgentFaultError(f"Voice activity detection failed: {error}"))

@@ -1,0 +1,163 @@
+"""The models of the cascade, loaded once per process and shared by every session."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from duplex.errors import ConfigError
+from duplex.frames import Samples
+from duplex.weights import ModelStore
+
+from .cascade_options import CascadeOptions
+from .ear import EarWorker
+from .listener import Listener
+from .silero import SileroModel
+from .smart_turn import SmartTurn
+from .talker import Talker
+from .thinker import Thinker
+
+log = logging.getLogger("duplex.cascade")
+
+OnProsody = Callable[[float], None]
+
+
+class ProsodyWorker:
+    """The end-of-turn model on a thread of its own; sessions ask at pauses, so one thread serves many."""
+
+    def __init__(self, model: SmartTurn) -> None:
+        self._model = model
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="duplex-prosody")
+
+    def ask(self, samples_16k: Samples, answer: OnProsody) -> None:
+        """Calls ``answer(probability_complete)`` from the worker; a failure is logged and never answered."""
+
+        def work() -> None:
+            try:
+                answer(self._model.probability_complete(samples_16k))
+            except Exception:  # the silence timer goes on without it
+                log.exception("the end-of-turn model failed")
+
+        with suppress(RuntimeError):  # closed meanwhile
+            self._pool.submit(work)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Everything a session borrows."""
+
+    ear: EarWorker
+    prosody: ProsodyWorker
+    listener: Listener
+    thinker: Thinker
+    talker: Talker
+
+    def close(self) -> None:
+        """Ends every worker. Blocks until they have stopped."""
+        for part in (self.ear, self.thinker, self.talker, self.listener, self.prosody):
+            part.close()
+
+
+def load_engines(options: CascadeOptions) -> Engines:
+    """Loads and warms up every model, side by side. Blocks for a few seconds.
+
+    Raises ``WeightsError`` or ``MissingDependencyError`` with the command that mends it.
+    """
+    store = ModelStore(options.models_dir)
+    loaders: list[Callable[[], object]] = [
+        lambda: _load_thinker(options, store),
+        lambda: _load_talker(options, store),
+        lambda: _load_listener(options, store),
+        lambda: _load_ear(store),
+        lambda: _load_prosody(store),
+    ]
+    with ThreadPoolExecutor(len(loaders), thread_name_prefix="duplex-load") as pool:
+        futures = [pool.submit(load) for load in loaders]
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        if failures:
+            for future in futures:
+                if future.exception() is None:
+                    future.result().close()  # type: ignore[attr-defined]
+            raise failures[0]
+        thinker, talker, listener, ear, prosody = (future.result() for future in futures)
+    return Engines(ear, prosody, listener, thinker, talker)  # type: ignore[arg-type]
+
+
+def _load_ear(store: ModelStore) -> EarWorker:
+    model = SileroModel(store.path("silero-vad") / "silero_vad.onnx")
+    model.warm_up()
+    return EarWorker(model)
+
+
+def _load_prosody(store: ModelStore) -> ProsodyWorker:
+    model = SmartTurn(store.path("smart-turn") / "smart-turn-v3.2-cpu.onnx")
+    model.warm_up()
+    model.probability_complete(np.zeros(16_000, dtype=np.float32))
+    return ProsodyWorker(model)
+
+
+def _load_listener(options: CascadeOptions, store: ModelStore) -> Listener:
+    from .listening import ThreadedListener
+    from .moonshine import MoonshineModel
+
+    listener = ThreadedListener(MoonshineModel(store.path("moonshine-tiny-en")), workers=options.listener_threads)
+    listener.warm_up()
+    return listener
+
+
+def _load_thinker(options: CascadeOptions, store: ModelStore) -> Thinker:
+    if options.thinker.startswith("openai:"):
+        from .openai_endpoint import open_endpoint
+
+        return open_endpoint(options.thinker)
+    from .llama import LlamaThinker, Sampling
+
+    thinker = LlamaThinker(
+        _gguf(options.thinker, store),
+        sessions=options.max_sessions,
+        context_tokens=options.context_tokens,
+        threads=options.thinker_threads,
+        sampling=Sampling(temperature=options.temperature),
+    )
+    thinker.warm_up()
+    return thinker
+
+
+def _load_talker(options: CascadeOptions, store: ModelStore) -> Talker:
+    from .piper import PiperSettings, PiperTalker
+
+    path = Path(options.voice)
+    if path.suffix != ".onnx":
+        path = _single(store.path(options.voice), ".onnx")
+    talker = PiperTalker(path, settings=PiperSettings(threads=options.talker_threads))
+    talker.warm_up()
+    return talker
+
+
+def _gguf(thinker: str, store: ModelStore) -> Path:
+    path = Path(thinker)
+    if path.suffix != ".gguf":
+        return _single(store.path(thinker), ".gguf")
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no GGUF file at {path}. Give a path, a model name or openai:http://host:port/v1#model."
+        )
+    return path
+
+
+def _single(directory: Path, suffix: str) -> Path:
+    found = sorted(directory.glob(f"*{suffix}"))
+    if len(found) != 1:
+        raise ConfigError(
+            f"{directory} should hold one {suffix} file and holds {len(found)}. Run: duplex models verify"
+        )
+    return found[0]

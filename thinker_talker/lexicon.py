@@ -1,0 +1,70 @@
+"""Small word lists that decide a lot: encouragement, commands to stop, and sentences left hanging."""
+
+from __future__ import annotations
+
+import re
+
+# What listeners say to keep a speaker going (after Ward & Tsukahara 2000, and the usual transcriptions).
+BACKCHANNEL_WORDS = frozenset(
+    "ah aha ahh alright good gotcha great hm hmm hmmm huh mhm mm mmm mmhmm mhmm mm-hmm mm-hm uh-huh uhhuh uh um oh ok "
+    "okay right sure true wow yeah yea yep yes yup cool nice exactly really indeed interesting".split()
+)
+BACKCHANNEL_PHRASES = frozenset(
+    ("i see", "got it", "go on", "of course", "uh huh", "mm hmm", "mm hm", "that's right", "oh really", "oh wow")
+)
+
+STOP_WORDS = frozenset("stop wait no hold quiet enough pause cancel shush silence".split())
+STOP_PHRASES = frozenset(("hold on", "hang on", "shut up", "be quiet", "one moment", "just a second", "excuse me"))
+
+# A turn rarely ends on one of these: articles, conjunctions, prepositions, possessives, fillers.
+HANGING_WORDS = frozenset(
+    "a an and are as at because but by for from i i'm if in into is it's its let's my of on or our than the their "
+    "they're to uh um was we're were when where which while who why with you're your".split()
+)
+# ... but a question may: "Where is it from?", "What is it to you?", "Who?"
+HANGING_EXCEPT = frozenset("are as at by for from in is of on to was were when where which who why with".split())
+
+_WORD = re.compile(r"[a-z0-9']+(?:-[a-z]+)*")
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def is_backchannel(text: str) -> bool:
+    """Nothing but encouragement: "uh-huh", "yeah, right", "I see". Empty text is not."""
+    words = words_of(text)
+    if not words:
+        return False
+    plain = " ".join(words)
+    if plain in BACKCHANNEL_PHRASES:
+        return True
+    for phrase in BACKCHANNEL_PHRASES:
+        plain = plain.replace(phrase, "")
+    return all(word in BACKCHANNEL_WORDS for word in plain.split())
+
+
+def says_stop(text: str) -> bool:
+    """The person tells us to stop: a stop word or phrase first, or alone."""
+    words = words_of(text)
+    if not words:
+        return False
+    return words[0] in STOP_WORDS or " ".join(words[:2]) in STOP_PHRASES or " ".join(words[:3]) in STOP_PHRASES
+
+
+def content_words(text: str) -> int:
+    """How many words are more than encouragement."""
+    return 0 if is_backchannel(text) else sum(word not in BACKCHANNEL_WORDS for word in words_of(text))
+
+
+def is_hanging(text: str) -> bool:
+    """The words stop in mid-sentence: "I would like a", "and then", "um…"."""
+    words = words_of(text)
+    if not words:
+        return False
+    stripped = text.rstrip()
+    if stripped.endswith(("...", "…", ",", "-", "—")):
+        return True
+    if stripped.endswith("?") and words[-1] in HANGING_EXCEPT:
+        return False
+    return words[-1] in HANGING_WORDS
