@@ -383,11 +383,11 @@ class CascadeSession:
         messages = [th.Message("system", system)]
         for message in history:
             text = f"{message.text}…" if message.cut_off else message.text
-            messages.append(th.Message(_ROLES[message.role], text, tuple(th.Image(i.jpeg) for i in message.images)))
+            messages.append(th.Message(_ROLES[message.role], text, message.images))
         if said is not None:
-            pictures: tuple[th.Image, ...] = ()
+            pictures: tuple[Image, ...] = ()
             if self._engines.thinker.takes_images and self._options.images_per_prompt:
-                pictures = tuple(th.Image(image.jpeg) for image in self._images)
+                pictures = tuple(self._images)
             messages.append(th.Message("user", said, pictures))
         return tuple(messages)
 

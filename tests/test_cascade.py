@@ -1,0 +1,388 @@
+"""The cascade's logic with engines that answer when the test says so: no models, no threads, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from duplex.agent import (
+    AgentEvent,
+    AgentSettings,
+    BeginReply,
+    CommitTurn,
+    Configure,
+    DropReply,
+    FinalTranscript,
+    ForgetTurn,
+    Heard,
+    PartialTranscript,
+    ReopenTurn,
+    ReplyAudio,
+    ReplyEnd,
+    ReplyText,
+    UserState,
+)
+from duplex.conversation import Message, Role
+from duplex.errors import AgentFaultError, ConfigError, ThinkerUnavailableError
+from duplex.frames import PACKET_SAMPLES, Frame, Image
+from duplex.testing import tone
+from duplex.thinker_talker import cascade as c
+from duplex.thinker_talker.cascade_options import CascadeOptions
+from duplex.thinker_talker.ear import WINDOW_PTS, Window
+from duplex.thinker_talker.engines import Engines
+from duplex.thinker_talker.listener import Transcript
+from duplex.thinker_talker.talker import Speech, TalkSink
+from duplex.thinker_talker.thinker import ThinkRequest, ThinkSink, Thought, Usage
+from duplex.turn import Floor, User
+
+
+class FakeClock:
+    now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class FakeEar:
+    on_window: Callable[[Window], None]
+    pending: list[np.ndarray] = field(default_factory=list)
+    pts: int = 0
+
+    def hear(self, pts: int, samples: np.ndarray) -> None:
+        self.pending.append(samples)
+        audio = np.concatenate(self.pending)
+        while len(audio) >= WINDOW_PTS:
+            window, audio = audio[:WINDOW_PTS], audio[WINDOW_PTS:]
+            self.pts += WINDOW_PTS
+            self.on_window(Window(self.pts, window[:512], 0.95 if np.abs(window).max() > 0.01 else 0.01))
+        self.pending = [audio]
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class FakeStream:
+    on_result: Callable[[Transcript], None]
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    pushed: int = 0
+
+    def push(self, samples: np.ndarray) -> None:
+        self.pushed += len(samples)
+
+    def request(self, kind: str, request_id: int) -> None:
+        self.asked.append((kind, request_id))
+
+    def answer(self, text: str, **more: Any) -> None:
+        kind, request_id = self.asked.pop()
+        self.on_result(Transcript(request_id, cast(Any, kind), text, self.pushed, 1.0, 0.9, **more))
+
+    def reset(self) -> None:
+        self.pushed = 0
+        self.asked.clear()
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class FakeThinker:
+    takes_images: bool = False
+    thoughts: list[tuple[ThinkRequest, Thought]] = field(default_factory=list)
+    prefills: list[Sequence[Any]] = field(default_factory=list)
+
+    def open(self) -> FakeThinker:
+        return self
+
+    def think(self, request: ThinkRequest, sink: ThinkSink) -> Thought:
+        self.thoughts.append((request, Thought(sink)))
+        return self.thoughts[-1][1]
+
+    def prefill(self, messages: Sequence[Any]) -> None:
+        self.prefills.append(messages)
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class FakeUtterance:
+    sink: TalkSink
+    clauses: list[str] = field(default_factory=list)
+    ended: bool = False
+    cancelled: bool = False
+
+    def say(self, clause: str) -> None:
+        self.clauses.append(clause)
+
+    def end(self) -> None:
+        self.ended = True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def speak(self) -> None:
+        self.sink.on_speech(Speech(tone(0.2), 0, (), "".join(self.clauses)))
+        self.sink.on_done()
+
+
+@dataclass
+class FakeTalker:
+    utterances: list[FakeUtterance] = field(default_factory=list)
+
+    def begin(self, sink: TalkSink) -> FakeUtterance:
+        self.utterances.append(FakeUtterance(sink))
+        return self.utterances[-1]
+
+
+class Bench:
+    """A cascade session on a bench, with every engine in hand."""
+
+    def __init__(self, options: CascadeOptions | None = None) -> None:
+        self.thinker, self.talker, self.prosody_asked = FakeThinker(), FakeTalker(), []
+        bench = self
+
+        class Opening:
+            def __init__(self, kind: Callable[..., Any]) -> None:
+                self.kind = kind
+                self.made: list[Any] = []
+
+            def open(self, callback: Any) -> Any:
+                self.made.append(self.kind(callback))
+                return self.made[-1]
+
+        class Prosody:
+            def ask(self, samples: np.ndarray, answer: Callable[[float], None]) -> None:
+                bench.prosody_asked.append((len(samples), answer))
+
+        ears, listener = Opening(FakeEar), Opening(FakeStream)
+        engines = Engines(
+            cast(Any, ears), cast(Any, Prosody()), cast(Any, listener), cast(Any, self.thinker), cast(Any, self.talker)
+        )
+        self.woken = 0
+        self.closed = 0
+        self.session = c.CascadeSession(
+            engines, options or CascadeOptions(), AgentSettings(), cast(Any, FakeClock()), self._wake, self._close
+        )
+        self.stream: FakeStream = listener.made[0]
+        self.pts = 0
+        self.floor = Floor.LISTENING
+        self.events: list[AgentEvent] = []
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def _close(self) -> None:
+        self.closed += 1
+
+    def hear(self, seconds: float, *, voice: bool, image: Image | None = None) -> Bench:
+        for _ in range(round(seconds / 0.02)):
+            samples = tone(0.02) if voice else np.zeros(PACKET_SAMPLES, np.float32)
+            frame = Frame(self.pts, samples)
+            self.session.step(Heard(frame, np.zeros_like(samples), self.floor, 0.0, 0.0, image))
+            self.pts += PACKET_SAMPLES
+            self.collect()
+        return self
+
+    def collect(self) -> list[AgentEvent]:
+        new = list(self.session.collect())
+        self.events += new
+        return new
+
+    def command(self, command: Any) -> list[AgentEvent]:
+        self.session.command(command)
+        return self.collect()
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def user(self) -> User:
+        return self.of(UserState)[-1].user
+
+
+def question(bench: Bench, text: str = "What is it?") -> None:
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    bench.stream.answer(text)
+    bench.collect()
+
+
+def test_a_reply_waits_for_the_words_and_streams_clause_by_clause() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    assert bench.user is User.PAUSED_INCOMPLETE
+    bench.command(
+        BeginReply("r1", (Message("i1", Role.USER, "Before"), Message("i2", Role.ASSISTANT, "Half of", cut_off=True)))
+    )
+    assert not bench.thinker.thoughts
+    bench.stream.answer("What is it?")
+    bench.collect()
+    [(request, thought)] = bench.thinker.thoughts
+    assert [(m.role, m.text) for m in request.messages[1:]] == [
+        ("user", "Before"),
+        ("assistant", "Half of…"),
+        ("user", "What is it?"),
+    ]
+    thought.text("It is a box. It ")
+    [utterance] = bench.talker.utterances
+    assert utterance.clauses == ["It is a box. "]
+    thought.text("is blue.")
+    thought.done("stop", Usage())
+    assert utterance.ended
+    utterance.speak()
+    bench.collect()
+    assert "".join(e.delta for e in bench.of(ReplyText)) == "It is a box. It is blue."
+    assert [e.reply_id for e in bench.of(ReplyAudio)] == ["r1"]
+    assert [e.error for e in bench.of(ReplyEnd)] == [None]
+
+
+def test_the_settled_words_are_the_committed_turns_words() -> None:
+    bench = Bench()
+    question(bench, "Hello there.")
+    [final] = [e for e in bench.command(CommitTurn("t1")) if isinstance(e, FinalTranscript)]
+    assert final == FinalTranscript("t1", "Hello there.")
+
+
+def test_a_commit_before_the_words_are_there_gets_them_later() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True)
+    bench.command(BeginReply("r1", ()))
+    bench.command(CommitTurn("t1"))  # a client commits in mid-speech
+    assert bench.stream.asked[-1][0] == "final"
+    bench.stream.answer("Just do it.")
+    bench.collect()
+    assert bench.of(FinalTranscript) == [FinalTranscript("t1", "Just do it.")]
+    [(request, _)] = bench.thinker.thoughts
+    assert request.messages[-1].text == "Just do it."
+
+
+def test_words_that_never_come_fall_back_to_what_was_understood() -> None:
+    bench = Bench()
+    bench.hear(0.7, voice=True)
+    bench.stream.answer("Tell me")
+    bench.collect()
+    bench.hear(0.4, voice=True)
+    bench.command(CommitTurn("t1"))
+    bench.hear(0.5, voice=False).hear(0.5, voice=True)
+    assert bench.of(FinalTranscript) == [FinalTranscript("t1", "Tell me")]
+
+
+def test_a_reopened_turn_keeps_its_beginning() -> None:
+    bench = Bench()
+    question(bench, "I would like")
+    bench.command(CommitTurn("t1"))
+    bench.floor = Floor.THINKING
+    bench.hear(0.2, voice=True)
+    bench.command(ReopenTurn("t1"))
+    bench.floor = Floor.LISTENING
+    bench.hear(0.5, voice=True).hear(0.14, voice=False)
+    bench.stream.answer("a coffee.")
+    bench.collect()
+    assert bench.of(PartialTranscript)[-1].text == "I would like a coffee."
+    assert bench.command(CommitTurn("t1"))[-1] == FinalTranscript("t1", "I would like a coffee.")
+    question(bench, "Thanks.")
+    assert bench.of(PartialTranscript)[-1].text == "Thanks."
+
+
+def test_dropping_a_reply_cancels_all_work_behind_it() -> None:
+    bench = Bench()
+    question(bench)
+    bench.command(BeginReply("r1", ()))
+    [(_, thought)] = bench.thinker.thoughts
+    bench.command(DropReply("r1"))
+    assert thought.cancelled
+    assert bench.talker.utterances[0].cancelled
+    assert not thought.text("late")
+    bench.hear(0.1, voice=False)
+    assert not bench.of(ReplyText)
+
+
+def test_a_reply_dropped_while_it_waits_for_words_never_starts() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    bench.command(BeginReply("r1", ()))
+    bench.command(DropReply("r1"))
+    bench.stream.answer("What is it?")
+    bench.collect()
+    assert not bench.thinker.thoughts
+
+
+@pytest.mark.parametrize("how", ["no words", "forgotten"])
+def test_nothing_said_ends_the_reply_without_a_sound(how: str) -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    bench.command(BeginReply("r1", ()))
+    if how == "no words":
+        bench.stream.answer("")
+    else:
+        bench.command(ForgetTurn())
+    bench.hear(0.1, voice=False)
+    assert [e.reply_id for e in bench.of(ReplyEnd)] == ["r1"]
+    assert not bench.thinker.thoughts
+
+
+def test_a_failing_thinker_ends_the_reply_with_its_reason_after_what_was_said() -> None:
+    bench = Bench()
+    question(bench)
+    bench.command(BeginReply("r1", ()))
+    [(_, thought)] = bench.thinker.thoughts
+    thought.text("Well, it is so. And ")
+    thought.fail(ThinkerUnavailableError("the endpoint hung up"))
+    bench.talker.utterances[0].speak()
+    bench.collect()
+    [end] = bench.of(ReplyEnd)
+    assert isinstance(end.error, ThinkerUnavailableError)
+    assert bench.of(ReplyAudio)
+
+
+def test_a_failing_listener_is_told_and_the_turn_goes_on() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    bench.stream.answer("", error=AgentFaultError("the listener broke"))
+    bench.hear(1.0, voice=False)
+    assert bench.user is User.IDLE
+    question(bench, "Once more.")
+    assert bench.user is User.PAUSED_INCOMPLETE
+
+
+def test_the_end_of_turn_model_hears_the_turn_and_a_late_answer_is_ignored() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.14, voice=False)
+    samples, answer = bench.prosody_asked[0]
+    assert 1.0 * 16_000 <= samples <= 1.6 * 16_000
+    bench.hear(0.3, voice=True)
+    answer(0.99)
+    bench.hear(0.14, voice=False)
+    assert bench.user is User.PAUSED_INCOMPLETE
+
+
+def test_a_session_may_choose_its_instructions_and_pictures_reach_a_thinker_that_sees() -> None:
+    bench = Bench()
+    bench.thinker.takes_images = True
+    bench.command(Configure(AgentSettings(instructions="Speak like a pirate.")))
+    bench.hear(0.02, voice=False, image=Image(0, b"old", 4, 3)).hear(0.02, voice=False, image=Image(480, b"new", 4, 3))
+    question(bench, "What do you see?")
+    bench.command(BeginReply("r1", ()))
+    [(request, _)] = bench.thinker.thoughts
+    assert request.messages[0].text == "Speak like a pirate."
+    assert [image.jpeg for image in request.messages[-1].images] == [b"new"]
+
+
+def test_closing_gives_everything_back_once() -> None:
+    bench = Bench()
+    question(bench)
+    bench.command(BeginReply("r1", ()))
+    bench.session.close()
+    bench.session.close()
+    assert bench.closed == 1
+    assert bench.thinker.thoughts[0][1].cancelled
+    woken = bench.woken
+    bench.stream.on_result(Transcript(99, "final", "late", 0, 0.0))
+    assert bench.woken == woken
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"agent\.options\.turn\.pauze_s"):
+        c.load({"turn": {"pauze_s": 1}})
