@@ -229,16 +229,12 @@ class FloorKeeper:
         elif reply.ended and self._playout.drained and self._playout.state is not State.FADING:
             self.signal(Own.REPLY_ENDED)
 
-    def _begin(
-        self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None
-    ) -> Reply:
+    def _begin(self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None) -> Reply:
         reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
         self.reply = reply
         self._playout.begin()
         self._ledger.begin(reply.reply_id, reply.item_id)
-        self._command(
-            BeginReply(reply.reply_id, self.conversation.snapshot(), to_open_turn, speculative, instructions)
-        )
+        self._command(BeginReply(reply.reply_id, self.conversation.snapshot(), to_open_turn, speculative, instructions))
         return reply
 
     def _publish(self) -> None:
@@ -312,6 +308,8 @@ class FloorKeeper:
 
     def _tell_finished(self, reply: Reply, status: str) -> None:
         if reply.public:
+            if reply.started:
+                self.tell_progress(reply)
             self._metrics.replies.labels(status).inc()
             audio_ms = self._ledger.sent_ms(reply.reply_id)
             self._emit(
@@ -323,6 +321,13 @@ class FloorKeeper:
         self._playout.reset()
 
     # --- what went out ---------------------------------------------------------------------------
+
+    def tell_progress(self, reply: Reply) -> None:
+        heard = self._ledger.heard(reply.reply_id, self._clock.now())
+        sent_ms = self._ledger.sent_ms(reply.reply_id)
+        self._emit(
+            ev.PlayoutProgress(self._at(), reply.reply_id, sent_ms, heard.ms, heard.evidence.value, heard.error_ms)
+        )
 
     def sent(self, sent: Sent, now_s: float, last_audible_s: float) -> None:
         """A packet left. Marks the first one, measures how fast we fell silent, and notices the end."""

@@ -54,6 +54,7 @@ class _Reply:
     words: list[Word] = field(default_factory=list)
     queued_samples: int = 0  # all audio made so far
     sent_samples: int = 0
+    most_sent_samples: int = 0  # before anything was taken back; an acknowledgement may still be on its way
     dropped: bool = False
     acked: tuple[int, float] | None = None  # (samples, at_s)
     # Packets sent lately: (out_pts after it, at_s, reply offset after it, samples). Older ones were heard long ago.
@@ -96,6 +97,7 @@ class Ledger:
         """A packet went out: the wire's timeline stands at ``out_pts`` after it, the reply at ``end_samples``."""
         reply = self._replies[reply_id]
         reply.sent_samples = max(reply.sent_samples, end_samples)
+        reply.most_sent_samples = max(reply.most_sent_samples, reply.sent_samples)
         reply.recent.append((out_pts, at_s, end_samples, n_samples))
 
     def unsend(self, reply_id: str, n_samples: int) -> None:
@@ -121,13 +123,13 @@ class Ledger:
             raise InvalidEventError(f"There is no response {reply_id!r} to acknowledge.", param="response_id")
         played = ms_to_samples(played_ms)
         # One packet of grace: clients count in their own clock.
-        if played < 0 or played > reply.sent_samples + ms_to_samples(20):
+        if played < 0 or played > reply.most_sent_samples + ms_to_samples(20):
             raise InvalidEventError(
-                f"played_ms is {played_ms:.0f}, but only {samples_to_ms(reply.sent_samples):.0f} ms "
+                f"played_ms is {played_ms:.0f}, but only {samples_to_ms(reply.most_sent_samples):.0f} ms "
                 f"of {reply_id} were sent.",
                 param="played_ms",
             )
-        reply.acked = (played, at_s)
+        reply.acked = (min(played, reply.sent_samples), at_s)
 
     def item(self, reply_id: str) -> str | None:
         reply = self._replies.get(reply_id)
@@ -147,7 +149,7 @@ class Ledger:
             ahead = min(round((now_s - at_s) * SAMPLE_RATE_HZ), ms_to_samples(1000))
             # Playout goes on between acknowledgements, but only as far as the clock allows too.
             limit = max(played, self._by_clock(reply, now_s, self._delay_ms / 2))
-            return HeardUpTo(min(played + ahead, limit), Evidence.ACK, 60.0)
+            return HeardUpTo(min(played + ahead, limit, reply.sent_samples), Evidence.ACK, 60.0)
         if self._report is not None and reply.recent:
             pts = self._report.pts + round((now_s - self._report.at_s) * SAMPLE_RATE_HZ)
             by_pts = max((end - max(0, out - pts) for out, _, end, n in reply.recent if out - n <= pts), default=0)

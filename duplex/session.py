@@ -256,11 +256,7 @@ class Session:
         if reply is None or not reply.started or now_s < self._next_progress_s:
             return
         self._next_progress_s = now_s + self._progress_interval_s
-        heard = self.ledger.heard(reply.reply_id, now_s)
-        sent_ms = self.ledger.sent_ms(reply.reply_id)
-        self._line.emit(
-            ev.PlayoutProgress(self._at(), reply.reply_id, sent_ms, heard.ms, heard.evidence.value, heard.error_ms)
-        )
+        self._floor.tell_progress(reply)
 
     # --- the client's side -----------------------------------------------------------------------
 

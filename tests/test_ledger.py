@@ -64,6 +64,13 @@ def test_acknowledging_what_was_never_sent_is_an_error_that_says_how_much_was(pl
         ledger.acknowledge("nobody", 0.0, 1.0)
 
 
+def test_an_acknowledgement_that_crossed_a_take_back_counts_up_to_what_is_left() -> None:
+    ledger = sent(20)
+    ledger.unsend("r", 5 * PACKET_SAMPLES)
+    ledger.acknowledge("r", 390.0, 0.4)
+    assert ledger.heard("r", 0.4).ms == pytest.approx(300)
+
+
 def test_a_report_about_the_wire_is_translated_into_the_reply() -> None:
     ledger = sent(50)
     ledger.report(PlayoutReport(pts=60 * PACKET_SAMPLES, at_s=0.4, error_ms=40.0, grade="rtp"))

@@ -1,0 +1,171 @@
+// One WebRTC connection to the server: offer, answer, data channel. No policy: call.js decides when to retry.
+//
+// Events: "event" (detail: a parsed server event), "track" (detail: the agent's MediaStream),
+//         "dropped" (once, when a connection that had opened stops working).
+
+import { CallProblem, fromResponse } from "./problems.js";
+
+const CALLS_URL = new URL("/v1/realtime/calls", location.href);
+const GATHER_MS = 1500; // without STUN, candidates are there at once; never wait long for a slow interface
+const ANSWER_MS = 20000;
+const OPEN_MS = 15000;
+const DISCONNECTED_MS = 4000; // "disconnected" often heals by itself
+
+export class Connection extends EventTarget {
+  #pc = null;
+  #channel = null;
+  #location = null;
+  #closed = false;
+  #opened = false;
+  #dropTimer = 0;
+
+  audio = null; // RTCRtpTransceiver
+  video = null;
+
+  /** Connect. `stream` holds the microphone, or is null to take part by typing. Throws CallProblem. */
+  async open({ stream, cameraTrack }) {
+    if (!globalThis.RTCPeerConnection) throw new CallProblem("unsupported");
+    const pc = (this.#pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" }));
+    const micTrack = stream?.getAudioTracks()[0] ?? null;
+    this.audio = pc.addTransceiver(micTrack ?? "audio", {
+      direction: "sendrecv",
+      ...(micTrack ? { streams: [stream] } : {}),
+    });
+    // Offered from the start, empty: the camera comes and goes by replaceTrack, without renegotiation.
+    this.video = pc.addTransceiver("video", {
+      direction: "sendonly",
+      sendEncodings: [{ maxFramerate: 5, maxBitrate: 400_000 }],
+    });
+    if (cameraTrack) await this.video.sender.replaceTrack(cameraTrack);
+    pc.addEventListener("track", (event) => {
+      if (event.track.kind !== "audio") return;
+      const agent = event.streams[0] ?? new MediaStream([event.track]);
+      this.dispatchEvent(new CustomEvent("track", { detail: agent }));
+    });
+
+    const channel = (this.#channel = pc.createDataChannel("oai-events"));
+    channel.addEventListener("message", (message) => this.#receive(message.data));
+    const open = this.#waitUntilOpen(pc, channel);
+    open.catch(() => {}); // reported by the await below, unless an earlier step fails first
+
+    try {
+      await pc.setLocalDescription(await pc.createOffer());
+      await gathered(pc);
+      if (this.#closed) throw new CallProblem("closed");
+      const answer = await this.#exchange(pc.localDescription.sdp);
+      if (this.#closed) throw new CallProblem("closed");
+      try {
+        await pc.setRemoteDescription({ type: "answer", sdp: answer });
+      } catch (error) {
+        throw new CallProblem("bad-answer", { message: error.message });
+      }
+      await open;
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+    this.#opened = true;
+    pc.addEventListener("connectionstatechange", () => this.#watch());
+    channel.addEventListener("close", () => this.#drop());
+    this.#watch();
+  }
+
+  /** Send one event, as JSON. False when the channel is not open. */
+  send(event) {
+    if (this.#channel?.readyState !== "open") return false;
+    this.#channel.send(JSON.stringify(event));
+    return true;
+  }
+
+  async stats() {
+    return this.#pc && !this.#closed ? this.#pc.getStats() : null;
+  }
+
+  /** Hang up. `keepalive` lets the request outlive the page. */
+  close({ keepalive = false } = {}) {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearTimeout(this.#dropTimer);
+    this.#channel?.close();
+    this.#pc?.close();
+    if (this.#location) {
+      // Best effort: without it the server notices by itself, later.
+      fetch(this.#location, { method: "DELETE", keepalive }).catch(() => {});
+    }
+  }
+
+  async #exchange(sdp) {
+    let response;
+    try {
+      response = await fetch(CALLS_URL, {
+        method: "POST",
+        headers: { "Content-Type": "application/sdp" },
+        body: sdp,
+        signal: AbortSignal.timeout(ANSWER_MS),
+      });
+    } catch (error) {
+      throw new CallProblem("gone", { message: error.message });
+    }
+    if (response.status !== 201) throw await fromResponse(response);
+    const place = response.headers.get("Location");
+    if (place) this.#location = new URL(place, CALLS_URL);
+    const answer = await response.text();
+    if (this.#closed && this.#location) {
+      // Hung up while the server was answering: close() had no call to end yet.
+      fetch(this.#location, { method: "DELETE", keepalive: true }).catch(() => {});
+    }
+    return answer;
+  }
+
+  #waitUntilOpen(pc, channel) {
+    return new Promise((resolve, reject) => {
+      let timer = 0;
+      const settle = (outcome, value) => {
+        clearTimeout(timer);
+        outcome(value);
+      };
+      channel.addEventListener("open", () => settle(resolve), { once: true });
+      pc.addEventListener("connectionstatechange", () => {
+        if (pc.connectionState === "connecting") {
+          timer ||= setTimeout(() => settle(reject, new CallProblem("ice")), OPEN_MS);
+        }
+        if (pc.connectionState === "failed") settle(reject, new CallProblem("ice"));
+      });
+    });
+  }
+
+  #receive(data) {
+    let event;
+    try {
+      event = JSON.parse(data);
+    } catch {
+      console.warn("the server sent something that is not JSON", data);
+      return;
+    }
+    if (typeof event?.type === "string") this.dispatchEvent(new CustomEvent("event", { detail: event }));
+  }
+
+  #watch() {
+    clearTimeout(this.#dropTimer);
+    const now = this.#pc.connectionState;
+    if (now === "failed" || now === "closed") this.#drop();
+    if (now === "disconnected") this.#dropTimer = setTimeout(() => this.#drop(), DISCONNECTED_MS);
+  }
+
+  #drop() {
+    if (this.#closed || !this.#opened) return;
+    this.close();
+    this.dispatchEvent(new Event("dropped"));
+  }
+}
+
+/** Resolves once all candidates are in the local description, or after GATHER_MS with those there are. */
+function gathered(pc) {
+  if (pc.iceGatheringState === "complete") return Promise.resolve();
+  return new Promise((resolve) => {
+    setTimeout(resolve, GATHER_MS);
+    pc.addEventListener("icegatheringstatechange", () => {
+      if (pc.iceGatheringState === "complete") resolve();
+    });
+  });
+}
