@@ -1,0 +1,1 @@
+"""Sound to tokens and sound to wire: codecs that agents and transports find by name."""
