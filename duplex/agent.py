@@ -231,7 +231,7 @@ class ReplyEnd:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A named instant of the work on a reply, for the latency trace. ``at_s``: wall time of the session's clock."""
+    """A named instant for the latency trace, in wall time of the session's clock; of the open turn if no reply is named."""
 
     name: str
     at_s: float

@@ -353,6 +353,8 @@ class FloorKeeper:
         voice_to_voice_ms = trace.since_last_voiced_ms("first_packet")
         if first_packet_ms is None or voice_to_voice_ms is None or self.turn is None:
             return  # a reply nobody's turn asked for
+        for name, at_s in self.turn.marks.items():
+            trace.mark(name, at_s)
         self._metrics.first_packet_s.observe(first_packet_ms / 1000.0)
         self._metrics.voice_to_voice_s.observe(max(0.0, voice_to_voice_ms / 1000.0))
         self._emit(

@@ -31,5 +31,5 @@ class Turn:
 
     turn_id: str
     last_voiced_s: float | None = None
-    text: str = ""
+    marks: dict[str, float] = field(default_factory=dict)  # of its last pause; the latest of a name counts
     committed: bool = False

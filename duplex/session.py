@@ -235,7 +235,9 @@ class Session:
                 if reply := floor.current(reply_id):
                     floor.end_audio(reply, event)
             case Mark(name=name, at_s=at_s, reply_id=reply_id):
-                if reply := floor.reply if reply_id is None else floor.current(reply_id):
+                if reply_id is None:
+                    floor.open_turn().marks[name] = at_s
+                elif reply := floor.current(reply_id):
                     reply.trace.mark(name, at_s)
             case Fault(error=error, fatal=fatal):
                 if fatal:

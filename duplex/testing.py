@@ -157,7 +157,8 @@ class LoopbackLine:
 def tone(duration_s: float, hz: float = 220.0, level_dbfs: float = -20.0) -> Samples:
     """A sine at an RMS of ``level_dbfs``: float32[duration_s * 24000]."""
     t = np.arange(round(duration_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    return (10 ** (level_dbfs / 20) * np.sqrt(2.0) * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+    amplitude = 10 ** (level_dbfs / 20) * np.sqrt(2.0)
+    return np.asarray(amplitude * np.sin(2 * np.pi * hz * t), dtype=np.float32)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from live import duplex_serve
 
 from duplex.weights import ModelStore
 
@@ -16,3 +19,10 @@ def models() -> ModelStore:
     store = ModelStore()
     store.pull()
     return store
+
+
+@pytest.fixture(scope="session")
+def live_server(models: ModelStore) -> Iterator[str]:
+    """Address of a server with the default models, started once for all tests that need one."""
+    with duplex_serve("--max-sessions", "2", "--set", "session.think_limit_s=90", models_dir=models.root) as url:
+        yield url
