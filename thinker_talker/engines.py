@@ -106,19 +106,19 @@ def _load_prosody(store: ModelStore) -> ProsodyWorker:
 
 
 def _load_listener(options: CascadeOptions, store: ModelStore) -> Listener:
-    from .listening import ThreadedListener
-    from .moonshine import MoonshineModel
+    from .moonshine import MoonshineListener
 
-    listener = ThreadedListener(MoonshineModel(store.path("moonshine-tiny-en")), workers=options.listener_threads)
+    listener = MoonshineListener(store.path("moonshine-tiny-en"), workers=options.listener_threads)
     listener.warm_up()
     return listener
 
 
 def _load_thinker(options: CascadeOptions, store: ModelStore) -> Thinker:
     if options.thinker.startswith("openai:"):
-        from .openai_endpoint import open_endpoint
+        from .openai_endpoint import OpenAIThinker
 
-        return open_endpoint(options.thinker)
+        # Not warmed up: an endpoint that is down must not keep the server from starting.
+        return OpenAIThinker(options.thinker, sessions=options.max_sessions)
     from .llama import LlamaThinker, Sampling
 
     thinker = LlamaThinker(
