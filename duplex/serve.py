@@ -80,6 +80,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             access_log=False,
             ws="websockets-sansio",
             ws_max_size=config.server.max_event_bytes,
+            ws_per_message_deflate=False,  # base64 sound does not compress, and costs CPU trying
             timeout_graceful_shutdown=3,
             lifespan="on",
         )

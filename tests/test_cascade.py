@@ -286,6 +286,24 @@ def test_a_reopened_turn_keeps_its_beginning() -> None:
     assert bench.of(PartialTranscript)[-1].text == "Thanks."
 
 
+def test_words_asked_for_at_an_earlier_pause_are_not_this_pauses_words() -> None:
+    bench = Bench()
+    bench.hear(0.6, voice=True).hear(0.14, voice=False)
+    first = bench.stream.asked.pop()
+    bench.hear(0.6, voice=True).hear(0.14, voice=False)
+    bench.command(BeginReply("r1", ()))
+    second = bench.stream.asked.pop()
+    bench.stream.asked.append(first)
+    bench.stream.answer("What")
+    bench.collect()
+    assert not bench.thinker.thoughts
+    bench.stream.asked.append(second)
+    bench.stream.answer("What colour is the sky?")
+    bench.collect()
+    [(request, _)] = bench.thinker.thoughts
+    assert request.messages[-1].text == "What colour is the sky?"
+
+
 def test_dropping_a_reply_cancels_all_work_behind_it() -> None:
     bench = Bench()
     question(bench)

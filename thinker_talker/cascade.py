@@ -302,8 +302,8 @@ class CascadeSession:
         self._partial = self._joined(transcript.text)
         if self._partial:
             out.append(PartialTranscript(self._partial))
-        self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
-        if final and not self._predictor.voice:
+        settles = self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
+        if settles:
             self._final = self._partial
             out.append(Mark("listener_done", self._clock.now()))
             if self._waiting_reply is not None:

@@ -128,15 +128,17 @@ class TurnPredictor:
             stretch.prosody = probability
             self.evidence["prosody"] = probability
 
-    def transcript(self, text: str, confidence: float, *, final: bool, asked_pts: int) -> None:
-        """The listener's answer about audio up to ``asked_pts``."""
+    def transcript(self, text: str, confidence: float, *, final: bool, asked_pts: int) -> bool:
+        """The listener's answer about audio up to ``asked_pts``. True if it settles the current pause's words."""
         stretch = self._stretch
         if stretch is None:
-            return
+            return False
         stretch.partial_text = text or stretch.partial_text
         stretch.confidence = confidence
-        if final and not self.voice and asked_pts >= stretch.last_voiced_pts:
+        settles = final and not self.voice and asked_pts >= stretch.last_voiced_pts
+        if settles:
             stretch.final_text = text
+        return settles
 
     # --- decisions out ---------------------------------------------------------------------------
 
