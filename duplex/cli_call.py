@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if (args.question is None) == (args.say is None):
         raise DuplexError('Say what to ask: duplex call question.wav, or duplex call --say "How are you?"')
-    question = speak(args.say) if args.say is not None else read_audio(args.question)
+    question = speak(args.say)[0] if args.say is not None else read_audio(args.question)
     interruption = read_audio(args.interrupt) if args.interrupt is not None else None
     settings = CallSettings(instructions=args.instructions, voice=args.voice)
     recording, failure = asyncio.run(_call(args, question, interruption, settings, console))

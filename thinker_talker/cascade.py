@@ -148,6 +148,7 @@ class CascadeSession:
         self._prefix = ""  # words of the turn from before it was reopened
         self._committed: dict[str, str] = {}
         self._awaiting: str | None = None  # a committed turn whose words are still to come
+        self._awaiting_from_pts = 0
         self._waiting_reply: BeginReply | None = None  # to begin when the words are there
         self._works: dict[str, ReplyWork] = {}
         self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
@@ -294,7 +295,7 @@ class CascadeSession:
             return
         final = transcript.kind == "final"
         if self._awaiting is not None:
-            if final:
+            if final and asked_pts >= self._awaiting_from_pts:
                 self._settle(self._awaiting, self._joined(transcript.text), out)
             return
         if not self._listening:
@@ -317,13 +318,14 @@ class CascadeSession:
     # --- turns -----------------------------------------------------------------------------------
 
     def _commit(self, turn_id: str) -> None:
+        voiced_pts = self._predictor.last_voiced_pts
         self._predictor.forget()
         self._listening = False
         if self._final is not None:
             self._settle(turn_id, self._final)
             return
-        self._awaiting = turn_id
-        if not any(pts >= self._pts for pts in self._asked_pts.values()):
+        self._awaiting, self._awaiting_from_pts = turn_id, self._pts if voiced_pts is None else voiced_pts
+        if not any(pts >= self._awaiting_from_pts for pts in self._asked_pts.values()):
             self._last_request += 1
             self._asked_pts[self._last_request] = self._pts
             self._stream.request("final", self._last_request)

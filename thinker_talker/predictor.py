@@ -231,8 +231,8 @@ class TurnPredictor:
         return self._stretch is not None
 
     @property
-    def started_pts(self) -> int | None:
-        return None if self._stretch is None else self._stretch.started_pts
+    def last_voiced_pts(self) -> int | None:
+        return None if self._stretch is None else self._stretch.last_voiced_pts
 
     def silence_needed_s(self) -> float:
         """The silence that ends the turn, on the evidence so far."""
