@@ -41,7 +41,7 @@ def encode_alaw(samples: Samples) -> bytes:
 
 def _encode(samples: Samples, law: str) -> bytes:
     linear = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int32)
-    return _encode_table(law)[linear + 32768].tobytes()
+    return bytes(_encode_table(law)[linear + 32768])
 
 
 @cache
@@ -73,4 +73,4 @@ def _encode_table(law: str) -> Bytes:
         segment = np.where(magnitude < 256, 0, np.floor(np.log2(np.maximum(magnitude, 1))).astype(int) - 7)
         step = (magnitude >> np.where(segment == 0, 4, segment + 3)) & 0x0F
         code = ((segment << 4) | step | np.where(linear < 0, 0, 0x80)) ^ 0x55
-    return (code & 0xFF).astype(np.uint8)
+    return np.asarray(code & 0xFF, dtype=np.uint8)

@@ -36,7 +36,7 @@ class Clock(Protocol):
 class MonotonicClock:
     """The machine's monotonic clock, shifted by a constant so that mixing it up with the loop's shows at once."""
 
-    OFFSET_S = -1_000_000.0
+    OFFSET_S = 1_000_000.0
 
     def now(self) -> float:
         return time.monotonic() + self.OFFSET_S

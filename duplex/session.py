@@ -130,6 +130,7 @@ class Session:
         try:
             self._mind = self._agent.open(self.settings, self._clock, wake)
             now_s = self._heard_at_s = self._clock.now()
+            self._next_progress_s = now_s
             self._out.start(now_s)
             self.machine.reset(now_s)
             self._line.emit(ev.SessionStarted(self._at(), self.id, self._agent.info.name, self.settings))

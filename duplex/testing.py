@@ -242,6 +242,7 @@ class ScriptedSession:
         self._in_speech = False
         self._had_speech = False
         self._recording: list[Samples] = []
+        self._committed: list[Samples] = []  # the last turn's sound, for a reply that was not begun before
         self._due: list[tuple[float, ScriptedReply, str]] = []
         self._n_replies = 0
 
@@ -293,7 +294,8 @@ class ScriptedSession:
         for due in [due for due in self._due if due[0] <= self._now_s + 1e-9]:
             self._due.remove(due)
             _, script, reply_id = due
-            audio = np.concatenate(self._recording) if self._agent.echo and self._recording else tone(script.duration_s)
+            sound = self._recording or self._committed
+            audio = np.concatenate(sound) if self._agent.echo and sound else tone(script.duration_s)
             texts = script.text.split()
             edges = np.linspace(0, len(audio), len(texts) + 1).astype(int)
             words = tuple(Word(t, int(a), int(b)) for t, a, b in zip(texts, edges[:-1], edges[1:], strict=True))
@@ -315,6 +317,7 @@ class ScriptedSession:
             case CommitTurn(turn_id=turn_id):
                 self._out.append(FinalTranscript(turn_id, "(speech)"))
                 self._had_speech = False
+                self._committed, self._recording = self._recording, []
             case ReopenTurn():
                 self._had_speech = True
             case ResumeReply() | ForgetTurn():

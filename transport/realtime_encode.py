@@ -155,9 +155,8 @@ class Encoder:
                 return [self._extension("transcript.partial", event.at, item_id=item_id, text=text)]
             case ev.UserTranscriptFinal(item_id=item_id, text=text):
                 item = self._keep(_message(item_id, "user", {"type": "input_audio", "transcript": text}))
-                done = self.event("conversation.item.done", item=item)
                 if not self.transcribe:
-                    return [done]
+                    return [self.event("conversation.item.done", item=item)]
                 seconds = samples_to_ms(self._speech.get(item_id, _Speech()).samples) / 1000
                 completed = self.event(
                     "conversation.item.input_audio_transcription.completed",
@@ -166,7 +165,7 @@ class Encoder:
                     transcript=text,
                     usage={"type": "duration", "seconds": round(seconds, 3)},
                 )
-                return [completed, done]
+                return [completed, self.event("conversation.item.done", item=item)]
             case _:
                 raise AssertionError(f"not a user's event: {event!r}")
 

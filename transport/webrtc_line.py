@@ -1,0 +1,157 @@
+"""One WebRTC call as the session sees it: a line.
+
+The network pushes into the jitter buffer as packets arrive; the session pops one packet per tick. What
+the session sends is encoded (0.2 ms) and handed to aiortc in the same breath, so nothing of ours queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiortc import RTCDataChannel
+
+from duplex.clock import Clock
+from duplex.errors import DuplexError, InvalidEventError, ProtocolError, TooLargeError
+from duplex.events import At, ErrorRaised, Event, SessionStarted
+from duplex.frames import PACKET_SAMPLES, Image, Packet
+from duplex.line import OutPacket, PlayoutReport
+from duplex.metrics import Metrics
+from duplex.session import Session
+from duplex.transport.camera import Camera
+from duplex.transport.data_channel import EventOutbox
+from duplex.transport.event_codec import EventCodec
+from duplex.transport.jitter import JitterBuffer
+from duplex.transport.metronome import Metronome
+from duplex.transport.receiver_reports import ReceiverReports
+from duplex.transport.rtp_audio import OpusDecoder, Voice
+
+log = logging.getLogger("duplex.webrtc")
+
+_GOODBYE_S = 0.5  # for the last events to leave before the connection goes
+
+
+class WebRtcLine:
+    """Implements :class:`duplex.line.Line`. ``hang_up`` closes what is underneath, once.
+
+    Events are told through ``codec``; client events go to ``session`` once the session has started.
+    """
+
+    lead_packets = 1
+
+    def __init__(
+        self, codec: EventCodec, clock: Clock, metrics: Metrics, *, max_unsent_events: int, max_event_bytes: int
+    ) -> None:
+        self.closed = False
+        self.gone = asyncio.Event()
+        self.reason = ""
+        self.session: Session | None = None
+        self.voice = Voice()
+        self.jitter = JitterBuffer(OpusDecoder())
+        self.camera: Camera | None = None
+        self.reports: ReceiverReports | None = None
+        self.outbox = EventOutbox(max_unsent_events, metrics, lambda: self.lose("the client does not read its events"))
+        self.hang_up: Callable[[], Awaitable[None]] | None = None
+        self._codec, self._clock, self._metrics = codec, clock, metrics
+        self._max_event_bytes = max_event_bytes
+        self._metronome = Metronome()
+        self._connected = False
+        self._started = False
+        self._heard_pts = 0
+        self._counted = (0, 0)
+        self._at = At(0, clock.now())
+
+    # --- the connection's side ------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """Sound may flow; what is heard begins here."""
+        self._connected = True
+
+    def lose(self, reason: str) -> None:
+        """The far end is gone, or has to go. The session ends by itself."""
+        if not self.closed:
+            self.closed, self.reason = True, reason
+            self.gone.set()
+
+    @property
+    def heard_pts(self) -> int:
+        """Media time of what is heard now, in samples."""
+        return self._heard_pts
+
+    def attach(self, channel: RTCDataChannel) -> None:
+        """Takes client events from ``channel`` and tells ours there."""
+        channel.on("message", self._received)
+        channel.on("close", self.outbox.detach)
+        self.outbox.attach(channel)
+
+    def _received(self, message: str | bytes) -> None:
+        if self.closed:
+            return
+        try:
+            self._handle(message)
+        except ProtocolError as error:
+            self.outbox.put(self._codec.refusal(error, self._now()))
+        except DuplexError as error:
+            self.emit(ErrorRaised(self._now(), type(error).__name__, str(error), None, self._codec.client_event_id))
+
+    def _handle(self, message: str | bytes) -> None:
+        size = len(message) if isinstance(message, bytes) else len(message.encode("utf-8", "surrogatepass"))
+        if size > self._max_event_bytes:
+            raise TooLargeError(f"The event has {size} bytes; at most {self._max_event_bytes} are taken.")
+        request = self._codec.decode(message)
+        if request is not None:
+            if self.session is None or not self._started:
+                raise InvalidEventError("Wait for session.created before sending events.", code="session_not_ready")
+            self.session.request(request, self._codec.client_event_id)
+        self.outbox.put(self._codec.answers())
+
+    def _now(self) -> At:
+        return At(self._heard_pts, self._clock.now())
+
+    # --- the session's side ---------------------------------------------------------------------------
+
+    def receive(self) -> Sequence[Packet]:
+        if not self._connected:
+            return ()
+        packets = [self.jitter.pop(due_s) for due_s in self._metronome.tick(self._clock.now())]
+        if packets:
+            self._heard_pts = packets[-1].pts + PACKET_SAMPLES
+            self._count()
+        return packets
+
+    def _count(self) -> None:
+        stats = self.jitter.stats
+        self._metrics.jitter_depth_s.set(self.jitter.delay_ms / 1000.0)
+        lost, late = self._counted
+        if (stats.lost, stats.late) != self._counted:
+            self._metrics.packets_lost.inc(stats.lost - lost)
+            self._metrics.packets_late.inc(stats.late - late)
+            self._counted = (stats.lost, stats.late)
+
+    def take_image(self) -> Image | None:
+        return self.camera.take() if self.camera is not None else None
+
+    def send(self, packet: OutPacket) -> None:
+        if not self.closed:
+            self.voice.put(packet)
+
+    def flush(self) -> int:
+        return self.voice.take_back() * PACKET_SAMPLES
+
+    def playout(self) -> PlayoutReport | None:
+        return self.reports.latest if self.reports is not None else None
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, SessionStarted):
+            self._started = True
+        self.outbox.put(self._codec.encode(event))
+
+    async def close(self, reason: str) -> None:
+        if not self.closed:
+            await self.outbox.drained(_GOODBYE_S)
+        self.lose(reason)
+        if self.camera is not None:
+            self.camera.close()
+        if self.hang_up is not None:
+            await self.hang_up()
