@@ -148,11 +148,20 @@ class ResumeReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """The conversation as it stands, told whenever it changed while nobody waits: read ahead if that helps."""
+
+    history: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Configure:
     settings: AgentSettings
 
 
-AgentCommand = BeginReply | CommitTurn | ReopenTurn | ForgetTurn | DropReply | HoldReply | ResumeReply | Configure
+AgentCommand = (
+    BeginReply | CommitTurn | ReopenTurn | ForgetTurn | DropReply | HoldReply | ResumeReply | Remember | Configure
+)
 
 
 # --- out: what collect() returns ----------------------------------------------------------------
@@ -231,7 +240,7 @@ class ReplyEnd:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A named instant for the latency trace, in wall time of the session's clock; of the open turn if no reply is named."""
+    """A named instant for the latency trace, in the session's wall time; of the open turn if no reply is named."""
 
     name: str
     at_s: float

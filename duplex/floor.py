@@ -17,6 +17,7 @@ from duplex.agent import (
     DropReply,
     ForgetTurn,
     HoldReply,
+    Remember,
     ReopenTurn,
     ReplyAudio,
     ReplyEnd,
@@ -295,6 +296,7 @@ class FloorKeeper:
                 self._emit(ev.ReplyTruncated(self._at(), reply.reply_id, reply.item_id, heard_text, heard.ms, evidence))
             self._tell_finished(reply, "cancelled")
             self._clear()
+            self._command(Remember(self.conversation.snapshot()))
         self.signal(Own.YIELDED)
 
     def _finish(self) -> None:
@@ -305,6 +307,7 @@ class FloorKeeper:
             self.conversation.put(Message(reply.item_id, Role.ASSISTANT, reply.text.strip()))
         self._tell_finished(reply, "failed" if reply.error else "completed")
         self._clear()
+        self._command(Remember(self.conversation.snapshot()))
 
     def _tell_finished(self, reply: Reply, status: str) -> None:
         if reply.public:

@@ -302,7 +302,7 @@ def turn_heard(recording: Recording, start_ms: float, until_ms: float | None = N
 class InterruptionHeard:
     """One interruption, judged from the sound alone.
 
-    ``valid``: the agent was audible in the 200 ms before it, so that there was something to stop.
+    ``valid``: the agent was audible in the 200 ms before it and went on into it, so there was something to stop.
     ``stop_ms``: from its first voiced sample until the agent had fallen silent. ``yielded``: silent within 2 s,
     and not audible again while the user went on speaking.
     """
@@ -329,6 +329,7 @@ def interruption_heard(
     if silent_from is None:
         return InterruptionHeard(said, valid, None, False)
     stop_ms = silent_from - said.start_ms
+    valid = valid and stop_ms > 0  # not in the pause between two of its sentences
     again = starts_ms(recording.agent[:last], silent_from, rate)
     resumed = again is not None and again < said.end_ms
     return InterruptionHeard(said, valid, stop_ms, stop_ms <= 2000.0 and not resumed)

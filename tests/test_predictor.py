@@ -70,13 +70,13 @@ def test_a_pause_asks_for_words_and_prosody_at_once_and_once() -> None:
     listening = Listening().quiet(0.5).voice(1.0).quiet(0.32)
     assert listening.users == [User.IDLE, User.SPEAKING, User.PAUSED_INCOMPLETE]
     pause_s = listening.when(User.PAUSED_INCOMPLETE)
-    assert pause_s == pytest.approx(1.5 + 0.096, abs=2 * WINDOW_S)
+    assert pause_s == pytest.approx(1.5 + 0.064, abs=2 * WINDOW_S)
     assert [ask for at, ask in listening.asks if at >= pause_s - 1e-6] == [Ask.FINAL, Ask.PROSODY]
 
 
 def test_a_likely_end_is_taken_early() -> None:
     listening = Listening().voice(1.0).quiet(0.128).prosody(0.9).words("What time is it?").quiet(1.0)
-    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.2, abs=WINDOW_S)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.4, abs=WINDOW_S)
 
 
 def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
@@ -87,10 +87,10 @@ def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
 @pytest.mark.parametrize(
     ("prosody", "words", "needed_s"),
     [
-        (0.9, "I am done.", 0.2),
+        (0.9, "I am done.", 0.4),
         (0.49, "I am done.", 0.657),
         (0.0, "I am done.", 1.5),
-        (0.9, "I would like a", 0.7),
+        (0.9, "I would like a", 0.9),
         (0.0, "And then,", 2.0),
     ],
 )
@@ -100,7 +100,7 @@ def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, nee
 
 
 def test_a_likely_end_without_words_yet_waits_for_them() -> None:
-    listening = Listening().voice(1.0).quiet(0.128).prosody(0.95).quiet(0.3)
+    listening = Listening().voice(1.0).quiet(0.128).prosody(0.95).quiet(0.4)
     assert listening.users[-1] is User.PAUSED_INCOMPLETE
     assert listening.words("Hello there.").users[-1] is User.TURN_COMPLETE
 
@@ -169,7 +169,7 @@ def test_after_interrupting_it_is_a_turn_like_any_other() -> None:
     listening = over_us().voice(1.0)
     assert User.INTERRUPTING in listening.users
     listening.floor = Floor.LISTENING
-    listening.voice(0.5).quiet(0.128).prosody(0.9).words("What about Spain?").quiet(0.3)
+    listening.voice(0.5).quiet(0.128).prosody(0.9).words("What about Spain?").quiet(0.6)
     assert listening.users[-1] is User.TURN_COMPLETE
 
 

@@ -44,6 +44,7 @@ from duplex.agent import (
     Heard,
     Mark,
     PartialTranscript,
+    Remember,
     ReopenTurn,
     ReplyEnd,
     SpeechStarted,
@@ -152,9 +153,9 @@ class CascadeSession:
         self._waiting_reply: BeginReply | None = None  # to begin when the words are there
         self._works: dict[str, ReplyWork] = {}
         self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
-        self._warm_instructions: str | None = None
+        self._history: tuple[Message, ...] = ()  # as of the last reply, for reading ahead
         self._closed = False
-        self._warm((), "")
+        self._read_ahead("")
 
     # --- the session's side ----------------------------------------------------------------------
 
@@ -199,9 +200,12 @@ class CascadeSession:
             case ForgetTurn():
                 self._forget()
                 self._prefix = ""
+            case Remember(history=history):
+                self._history = history
+                self._read_ahead("")
             case Configure(settings=settings):
                 self._settings = settings
-                self._warm((), "")
+                self._read_ahead("")
             case _:
                 pass  # holding and resuming need nothing from us: the audio is made ahead
 
@@ -303,6 +307,8 @@ class CascadeSession:
         self._partial = self._joined(transcript.text)
         if self._partial:
             out.append(PartialTranscript(self._partial))
+            if not final:
+                self._read_ahead(self._partial)
         settles = self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
         if settles:
             self._final = self._partial
@@ -393,9 +399,9 @@ class CascadeSession:
             messages.append(th.Message("user", said, pictures))
         return tuple(messages)
 
-    def _warm(self, history: Sequence[Message], said: str) -> None:
-        """Lets the thinker read what will stay, while nobody waits."""
-        self._thinker.prefill(self._prompt(history, said or None))
+    def _read_ahead(self, said: str) -> None:
+        """Lets the thinker read what the next prompt will begin with, while nobody waits for it."""
+        self._thinker.prefill(self._prompt(self._history, said or None))
 
 
 _ROLES: Mapping[Role, th.Role] = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}
