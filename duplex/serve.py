@@ -44,6 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(128)  # callers wait here until the server takes them
     except OSError as error:
         sock.close()
         raise ConfigError(

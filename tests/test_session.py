@@ -183,3 +183,13 @@ def test_the_scripted_timing_is_what_decides() -> None:
     patient = ScriptedAgent(timing=ScriptedTiming(complete_s=1.0))
     call = Call(patient, ScriptedUser([(0.5, 1.0)]), 6.0).run()
     assert call.audible_s()[0][0] == pytest.approx(2.5, abs=0.05)
+
+
+def test_a_microphone_muted_for_ten_minutes_is_no_turn_and_the_next_one_works() -> None:
+    call = Call(ScriptedAgent(), ScriptedUser([(600.5, 1.0)]), 605.0).run()
+    assert not [
+        e for e in call.line.events if e.at.at_s < 600.0 and not isinstance(e, ev.SessionStarted | ev.FloorChanged)
+    ]
+    [(start, _)] = call.audible_s()
+    assert start == pytest.approx(601.8, abs=0.05)
+    assert [f.status for f in call.line.of(ev.ReplyFinished)] == ["completed"]

@@ -100,11 +100,11 @@ class EarWorker:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             ear, pts, samples = job
-            if ear.closed:
-                continue
             try:
-                ear._work(pts, samples)
+                if not ear.closed:
+                    ear._work(pts, samples)
             except Exception as error:
                 log.exception("voice activity failed")
                 ear.closed = True
                 ear._on_window(AgentFaultError(f"Voice activity detection failed: {error}"))
+            del job, ear, samples  # while waiting, keep no session alive
