@@ -8,10 +8,9 @@ from pydantic import Field
 
 from duplex.config import Settings
 
-DEFAULT_INSTRUCTIONS = (
-    "You are a friendly voice assistant. You are talking with a person, out loud. "
-    "Answer in one or two short, plain sentences."
-)
+# Chosen by questions asked of the default thinker; the table is at the end of llama.py.
+DEFAULT_INSTRUCTIONS = "You answer questions correctly and briefly, in plain spoken English."
+DEFAULT_THINKER = "smollm2-135m"
 
 
 class TurnOptions(Settings):
@@ -37,7 +36,7 @@ class TurnOptions(Settings):
     hanging_extra_s: float = Field(0.5, ge=0, description="added when the words stop in mid-sentence ('and the')")
     prosody_again_s: float = Field(0.4, gt=0, description="ask the end-of-turn model a second time after this pause")
     min_turn_s: float = Field(0.12, ge=0, description="less voice than this is a click, not a turn")
-    partial_every_s: float = Field(0.5, gt=0)
+    partial_every_s: float = Field(0.4, gt=0)
     overlap_partial_s: float = Field(0.3, gt=0, description="voice over ours until its words are looked at")
     interrupt_s: float = Field(0.8, gt=0, description="voice over ours that interrupts whatever it says")
     interrupt_words: int = Field(2, ge=1, description="words of content over ours that interrupt")
@@ -54,7 +53,7 @@ class CascadeOptions(Settings):
 
     models_dir: Path | None = None
     instructions: str = DEFAULT_INSTRUCTIONS
-    thinker: str = "smollm2-135m"
+    thinker: str = DEFAULT_THINKER
     voice: str = "piper-joe"
     max_sessions: int = Field(4, ge=1)
     listener_threads: int = Field(1, ge=1, le=64)
@@ -62,6 +61,6 @@ class CascadeOptions(Settings):
     talker_threads: int = Field(1, ge=1, le=64)
     context_tokens: int = Field(2048, ge=256)
     max_reply_tokens: int = Field(120, ge=1)
-    temperature: float = Field(0.2, ge=0, le=2)
+    temperature: float = Field(0.0, ge=0, le=2)
     images_per_prompt: int = Field(1, ge=0, le=8)
     turn: TurnOptions = TurnOptions()

@@ -15,7 +15,7 @@ from duplex.errors import ConfigError
 from duplex.frames import Samples
 from duplex.weights import ModelStore
 
-from .cascade_options import CascadeOptions
+from .cascade_options import DEFAULT_THINKER, CascadeOptions
 from .ear import EarWorker
 from .listener import Listener
 from .silero import SileroModel
@@ -127,6 +127,8 @@ def _load_thinker(options: CascadeOptions, store: ModelStore) -> Thinker:
         context_tokens=options.context_tokens,
         threads=options.thinker_threads,
         sampling=Sampling(temperature=options.temperature),
+        # The small default imitates better than it obeys; a larger model needs no showing.
+        examples=None if options.thinker == DEFAULT_THINKER else (),
     )
     thinker.warm_up()
     return thinker

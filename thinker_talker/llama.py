@@ -1,0 +1,399 @@
+"""A GGUF language model in this process, through llama.cpp (the ``xllamacpp`` library).
+
+Theory of operation. ``xllamacpp.Server`` is llama.cpp's server core with in-process calls: the call
+blocks its thread, streams JSON chunks into a callback, and stops when the callback returns True.
+
+* **Threads.** Each session owns one thread and one llama.cpp slot. The thread has room for one job
+  under way and one waiting; a newer job replaces the waiting one. llama.cpp batches the slots.
+* **Prompt cache.** A slot keeps the keys and values of its last prompt and reply. A request pinned to
+  it (``id_slot``) only computes what differs after the longest common prefix. So a reply that is
+  cancelled and asked again costs its own tokens, not the history's. ``prefill`` is a request for
+  zero tokens.
+* **Cancellation.** Text stops at once (see :class:`Thought`). The engine notices at the next token
+  (~10 ms), or while it still reads the prompt, at the next batch: the batch is kept small
+  (``_BATCH_TOKENS``) and progress reports are asked for, so that there is a callback per batch.
+* **No port.** The library always starts an HTTP server as well. It is bound to a UNIX socket in a
+  private directory, locked with a random key, and the socket's name is removed right after start:
+  nothing can connect, and no TCP port exists.
+* **Closing.** The library's stop is lost if it comes before its loop has begun to turn, and its
+  destructor then waits for ever with the GIL held. So loading ends with a request of no tokens, whose
+  answer shows that the loop turns.
+* **Signals.** The library takes over SIGINT and SIGTERM when it loads; we put back what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from duplex.errors import (
+    AgentFaultError,
+    AgentFullError,
+    ConfigError,
+    MissingDependencyError,
+    WeightsCorruptError,
+    WeightsMissingError,
+)
+
+from .thinker import (
+    CollectingSink,
+    Message,
+    ThinkRequest,
+    ThinkSink,
+    Thought,
+    Usage,
+    estimate_tokens,
+    fit_messages,
+)
+
+_BATCH_TOKENS = 32  # the prompt is read this many at a time; as fast as 512 on two cores
+_CONTROL_STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<|eot_id|>")
+_CONTROL_IN_TEXT = re.compile(r"<\|")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How words are drawn when a request does not say. See the table at the end of this module."""
+
+    temperature: float = 0.0
+    top_p: float = 0.9
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0  # it counts the prompt too, and would punish the name one is asked for
+    repeat_last_n: int = 64
+
+
+# A small model imitates better than it obeys: see the table at the end of this module.
+DEFAULT_EXAMPLES = (
+    Message("user", "What is the capital of Italy?"),
+    Message("assistant", "The capital of Italy is Rome."),
+    Message("user", "How are you?"),
+    Message("assistant", "I'm doing well, thank you! How can I help you today?"),
+    Message("user", "How many months are in a year?"),
+    Message("assistant", "There are twelve months in a year."),
+)
+
+
+class LlamaThinker:
+    """The engine. Loading blocks (about a second for SmolLM2-135M); do it off the event loop.
+
+    ``model_path``: the GGUF file. ``sessions``: places, each with ``context_tokens`` of memory
+    (23 kB a token for SmolLM2-135M). ``threads``: CPU threads that compute,
+    by default ``default_threads()``. ``examples``: turns shown
+    to the model before the conversation; pass ``()`` for a model that needs no showing.
+    """
+
+    takes_images = False
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        sessions: int = 4,
+        context_tokens: int = 2048,
+        threads: int | None = None,
+        sampling: Sampling | None = None,
+        examples: Sequence[Message] | None = None,
+    ) -> None:
+        threads = default_threads() if threads is None else threads
+        if sessions < 1 or context_tokens < 256 or threads < 1:
+            raise ConfigError(
+                f"thinker: sessions={sessions} and threads={threads} must be at least 1 and "
+                f"context_tokens={context_tokens} at least 256"
+            )
+        if not model_path.is_file():
+            raise WeightsMissingError(f"{model_path} is not there. Run: duplex models pull")
+        self.model_path = model_path
+        self.context_tokens = context_tokens
+        self.sampling = sampling or Sampling()
+        self.examples = DEFAULT_EXAMPLES if examples is None else tuple(examples)
+        self._server: Any = _start_server(model_path, sessions, context_tokens, threads)
+        self._server.handle_chat_completions(self._body(0, ThinkRequest((Message("user", "."),), 0)), lambda _: False)
+        self._lock = threading.Lock()
+        self._free_slots = list(range(sessions))
+        self._open: dict[int, LlamaSession] = {}
+        self._closed = False
+
+    def open(self) -> LlamaSession:
+        with self._lock:
+            if self._closed:
+                raise AgentFaultError("The thinker is closed.")
+            if not self._free_slots:
+                raise AgentFullError(f"All {len(self._open)} places of the thinker are taken.")
+            slot = self._free_slots.pop(0)
+            session = self._open[slot] = LlamaSession(self, slot)
+            return session
+
+    def warm_up(self) -> None:
+        with contextlib.closing(self.open()) as session:
+            sink = CollectingSink()
+            request = ThinkRequest((Message("user", "Say hello."),), max_tokens=4)
+            session.think(request, sink).wait_over()
+        if sink.error is not None:
+            raise sink.error
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            sessions = list(self._open.values())
+        for session in sessions:
+            session.close()
+            session.join()
+        self._server = None
+
+    def _give_back(self, slot: int) -> None:
+        with self._lock:
+            if self._open.pop(slot, None) is not None:
+                self._free_slots.append(slot)  # to the back: the longest idle slot is the least useful
+
+    # -- called on session threads ---------------------------------------------------------------
+
+    def _run(self, slot: int, request: ThinkRequest, thought: Thought) -> None:
+        """One request, to its end. Blocks the session's thread."""
+        shown = sum(map(estimate_tokens, self.examples))
+        budget = self.context_tokens - request.max_tokens - shown - 32
+        for _ in range(3):
+            messages = self._with_examples(fit_messages(request.messages, budget))
+            outcome = _Outcome(thought)
+            self._server.handle_chat_completions(self._body(slot, replace(request, messages=messages)), outcome.take)
+            if not outcome.too_long:
+                break
+            budget = budget * 3 // 5  # the estimate was low (not English, say): ask for less history
+        if outcome.error or outcome.too_long:
+            thought.fail(AgentFaultError(f"The language model refused the request: {outcome.error}"))
+        elif thought.live:
+            thought.done("length" if outcome.reason == "length" else "stop", outcome.usage)
+
+    def _with_examples(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The examples go between the system prompt and the conversation."""
+        at = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        return (*messages[:at], *self.examples, *messages[at:])
+
+    def _body(self, slot: int, request: ThinkRequest) -> dict[str, Any]:
+        draw = self.sampling
+        temperature = draw.temperature if request.temperature is None else request.temperature
+        return {
+            "messages": [{"role": m.role, "content": _plain(m.text)} for m in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": temperature,
+            "top_p": draw.top_p,
+            "min_p": draw.min_p,
+            "repeat_penalty": draw.repeat_penalty,
+            "repeat_last_n": draw.repeat_last_n,
+            "seed": -1 if request.seed is None else request.seed,
+            "stop": [*_CONTROL_STOPS, *request.stop],
+            "stream": True,
+            "return_progress": True,
+            "cache_prompt": True,
+            "id_slot": slot,
+            "chat_template_kwargs": {"enable_thinking": False},  # for models that would think aloud first
+        }
+
+
+def default_threads() -> int:
+    """Half of this process's cores, at most 4.
+
+    llama.cpp's threads spin at a barrier after every operation. While each has a core, two are 1.7 times
+    as fast as one (105 against 61 tokens/s, two cores). When something else wants the same cores, and in a
+    voice agent the listener and the talker do, they wait for each other's time slices: at load 6 on two
+    cores a run that takes one thread seconds (still 61 tokens/s) did not end within 100 s with two.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(1, min(4, cores // 2))
+
+
+class LlamaSession:
+    """One conversation's slot and thread."""
+
+    def __init__(self, engine: LlamaThinker, slot: int) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._wakeup = threading.Condition()
+        self._next: _Job | None = None
+        self._now: _Job | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"thinker-{slot}", daemon=True)
+        self._thread.start()
+
+    def think(self, request: ThinkRequest, sink: ThinkSink) -> Thought:
+        job = _Job(request, Thought(sink), is_reply=True)
+        if request.max_tokens < 1:
+            job.thought.fail(ConfigError(f"max_tokens must be at least 1, got {request.max_tokens}"))
+        else:
+            self._submit(job)
+        return job.thought
+
+    def prefill(self, messages: Sequence[Message]) -> None:
+        # max_tokens=0 reads the prompt and writes nothing; its thought has nobody listening.
+        self._submit(_Job(ThinkRequest(tuple(messages), max_tokens=0), Thought(CollectingSink()), is_reply=False))
+
+    def close(self) -> None:
+        with self._wakeup:
+            if self._closed:
+                return
+            self._closed = True
+            running = [job for job in (self._now, self._next) if job is not None]
+            self._wakeup.notify()
+        for job in running:
+            job.thought.cancel()
+
+    def join(self) -> None:
+        """Block until the session's thread has ended (within a token of ``close``)."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _submit(self, job: _Job) -> None:
+        with self._wakeup:
+            if self._closed:
+                job.thought.fail(AgentFaultError("This thinker session is closed."))
+                return
+            if not job.is_reply and any(j and j.is_reply and j.thought.live for j in (self._now, self._next)):
+                return
+            replaced = [j for j in (self._now, self._next) if j is not None]
+            self._next = job
+            self._wakeup.notify()
+        for old in replaced:
+            old.thought.cancel()
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._wakeup:
+                    self._now = None
+                    self._wakeup.wait_for(lambda: self._next is not None or self._closed)
+                    if self._closed:
+                        return
+                    self._now, self._next = self._next, None
+                    job = self._now
+                assert job is not None
+                if not job.thought.live:
+                    continue
+                try:
+                    self._engine._run(self._slot, job.request, job.thought)
+                except Exception as error:  # whatever the library raises is this reply's fault only
+                    job.thought.fail(AgentFaultError(f"The language model failed: {error}"))
+        finally:
+            # Only now is the slot truly idle, and may be another conversation's.
+            self._engine._give_back(self._slot)
+
+
+@dataclass(slots=True)
+class _Job:
+    request: ThinkRequest
+    thought: Thought
+    is_reply: bool
+
+
+class _Outcome:
+    """Collects the chunks of one request."""
+
+    def __init__(self, thought: Thought) -> None:
+        self._thought = thought
+        self.reason = ""
+        self.usage = Usage()
+        self.error = ""
+        self.too_long = False
+
+    def take(self, chunk: Any) -> bool:
+        """The library's callback. True stops the generation."""
+        if "choices" not in chunk:
+            problem = chunk.get("error", chunk)
+            self.error = str(problem.get("message", problem))
+            self.too_long = problem.get("type") == "exceed_context_size_error"
+            return True
+        for choice in chunk["choices"]:
+            self._thought.text(choice.get("delta", {}).get("content") or "")
+            self.reason = choice.get("finish_reason") or self.reason
+        timings = chunk.get("timings")
+        if timings:
+            cached = int(timings.get("cache_n", 0))
+            self.usage = Usage(cached + int(timings["prompt_n"]), cached, int(timings["predicted_n"]))
+        return not self._thought.live
+
+
+def _plain(text: str) -> str:
+    """Text that cannot be read as a control token: what a person types must not end their own turn."""
+    return _CONTROL_IN_TEXT.sub("< |", text)
+
+
+def _start_server(model_path: Path, sessions: int, context_tokens: int, threads: int) -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingDependencyError("xllamacpp", "local") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model_path)
+    params.verbosity = 0
+    params.n_parallel = sessions
+    params.n_ctx = sessions * context_tokens
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.ctx_shift = False  # the history is bounded by us, at message borders
+    params.cache_ram_mib = 0  # no second cache in RAM: it may grow to gigabytes
+    params.n_ctx_checkpoints = 0
+    params.n_threads_http = 1
+    params.ui = params.endpoint_slots = False
+    params.api_keys = [secrets.token_urlsafe(32)]
+    with tempfile.TemporaryDirectory(prefix="duplex-") as private, _signals_kept():
+        if sys.platform != "win32":
+            params.hostnames = [f"{private}/closed.sock"]
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise WeightsCorruptError(
+                f"{model_path} could not be loaded as a GGUF model. Run: duplex models verify, then duplex models pull"
+            ) from error
+    # Leaving the block removed the socket's name, and with it the only way in.
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the C-level handlers of SIGINT and SIGTERM back afterwards. Works on any thread, which
+    ``signal.signal`` does not."""
+    if sys.platform == "win32":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    kept = [(number, ctypes.create_string_buffer(512)) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number, buffer in kept:
+        libc.sigaction(number, None, buffer)
+    try:
+        yield
+    finally:
+        for number, buffer in kept:
+            libc.sigaction(number, buffer, None)
+
+
+# Some of about 50 combinations tried with SmolLM2-135M-Instruct Q4_1, on 15 everyday questions (a keyword each;
+# 60 tokens at most; one seed, two where it says 30). A difference of one or two questions is noise.
+# "Paris": is it in the answer to "What is the capital of France?". "cut": ran into the limit.
+#
+#   system prompt                              examples   temp  repeat   right   words  cut   Paris
+#   none                                       -          0     1.0      9/15     36    10    L'Étoile, la Marseillaise
+#   You are a helpful assistant.               -          0     1.0     11/15     37     9    yes
+#   ... Give short answers.                    -          0.2   1.1     13/15     40    10    La femme (The woman)
+#   ... Answer in one short sentence.          -          0     1.0      9/15     17     1    yes
+#   You are a friendly voice assistant. ...    -          0     1.0     10/15     25     4    L'Étoile de la Cité
+#   You answer questions correctly and ...     -          0     1.0     10/15     27     4    yes
+#   You answer questions correctly and ...     -          0.2   1.1     14/15     41    11    yes
+#   one short sentence, examples in its text   -          0     1.0     11/15     19     2    yes
+#   You are a friendly voice assistant. ...    3 turns    0     1.0     12/15     11     0    yes
+#   You are a friendly voice assistant. ...    3 turns    0.2   1.0     27/30     12     0    yes
+#   You are a friendly voice assistant. ...    5 turns    0     1.0     14/15     13     1    yes
+#   You answer questions correctly and ...     2 turns    0     1.0     13/15     14     1    yes
+#   You answer questions correctly and ...     3 turns    0     1.0     13/15     10     0    yes   <- the default
+#   You answer questions correctly and ...     3 turns    0.2   1.0     26/30     12     1    yes
+#
+# Shown turns do more than any wording: answers get three times shorter and stop by themselves. The default
+# was picked for short answers that are never cut, not for the highest count, and on these same questions; on 12
+# others it got 10 right, 7 words, none cut. Greedy also makes replies repeatable.

@@ -1,0 +1,237 @@
+"""The thinker's contract: messages in, a reply streamed out, cancelled at any moment.
+
+A :class:`Thinker` is an engine loaded once per process. Each conversation opens a
+:class:`ThinkerSession` on it, which keeps that conversation's prompt cache warm. Work happens on the
+engine's own threads; every method here returns at once unless its docstring says otherwise.
+
+Theory of operation. A reply is one :class:`Thought`. The engine pushes text through it and the
+thought passes it on to the sink only while it is live, under one lock. So ``cancel()`` is a line in
+time: what the sink got before it returned is all the sink will ever get, even though the engine may
+need up to one more token to notice. Sinks are called from the engine's thread and must not block
+(hand over with ``loop.call_soon_threadsafe``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from duplex.errors import DuplexError
+from duplex.frames import Image
+
+Role = Literal["system", "user", "assistant"]
+# "stop": the model ended its reply; "length": max_tokens cut it; "empty": it ended without a word.
+FinishReason = Literal["stop", "length", "empty"]
+
+DEFAULT_MAX_TOKENS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the conversation."""
+
+    role: Role
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkRequest:
+    """What to answer, and how.
+
+    ``temperature`` and ``seed`` of None leave the engine's own default. ``stop`` strings end the reply
+    and are not part of it.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one reply; zeros where an endpoint does not report them."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of prompt_tokens, found in the prompt cache
+    reply_tokens: int = 0
+
+
+class ThinkSink(Protocol):
+    """Receives one reply, on the engine's thread: any number of texts, then one done or one error."""
+
+    def on_text(self, delta: str) -> None: ...
+
+    def on_done(self, reason: FinishReason, usage: Usage) -> None: ...
+
+    def on_error(self, error: DuplexError) -> None: ...
+
+
+class Thought:
+    """A reply under way. Engines write to it, callers cancel it or wait for it; any thread."""
+
+    def __init__(self, sink: ThinkSink) -> None:
+        self._sink = sink
+        # Re-entrant, so that a sink may cancel from inside its own callback.
+        self._lock = threading.RLock()
+        self._live = True
+        self._cancelled = False
+        self._spoke = False
+        self._over = threading.Event()
+        self._on_cancel: Callable[[], object] | None = None
+
+    def cancel(self) -> None:
+        """Stop the reply. After this returns the sink receives nothing more. Idempotent."""
+        with self._lock:
+            if not self._live:
+                return
+            self._live = False
+            self._cancelled = True
+            hook = self._on_cancel
+        self._over.set()
+        if hook is not None:
+            hook()
+
+    @property
+    def live(self) -> bool:
+        """False once the reply was cancelled, done, or failed."""
+        return self._live
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def wait_over(self, timeout_s: float | None = None) -> bool:
+        """Block until done, failed or cancelled. For tests, benchmarks and scripts."""
+        return self._over.wait(timeout_s)
+
+    # -- the engine's side ---------------------------------------------------------------------
+
+    def set_cancel_hook(self, hook: Callable[[], object]) -> None:
+        """Call ``hook`` on cancel (at once, if it has already happened). It must not block."""
+        with self._lock:
+            self._on_cancel = hook
+            late = self._cancelled
+        if late:
+            hook()
+
+    def text(self, delta: str) -> bool:
+        """Pass on ``delta``; returns False when the engine should stop."""
+        with self._lock:
+            if self._live and delta:
+                if delta.strip():
+                    self._spoke = True
+                self._sink.on_text(delta)
+            return self._live
+
+    def done(self, reason: FinishReason, usage: Usage) -> None:
+        """The reply is complete. A reply without a visible character is reported as "empty"."""
+        with self._lock:
+            if not self._live:
+                return
+            self._live = False
+            self._sink.on_done(reason if self._spoke else "empty", usage)
+        self._over.set()
+
+    def fail(self, error: DuplexError) -> None:
+        with self._lock:
+            if not self._live:
+                return
+            self._live = False
+            self._sink.on_error(error)
+        self._over.set()
+
+
+class ThinkerSession(Protocol):
+    """One conversation's place in a thinker. One thought at a time: a new one cancels the last."""
+
+    def think(self, request: ThinkRequest, sink: ThinkSink) -> Thought:
+        """Start a reply. Errors arrive at the sink, never from here."""
+        ...
+
+    def prefill(self, messages: Sequence[Message]) -> None:
+        """Warm the prompt cache with what is known so far (system prompt, history, the user's words
+        up to now), so that ``think`` only reads what was added. Best effort; never disturbs a
+        thought; a later prefill replaces an unfinished one."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what runs and give the place back. Idempotent."""
+        ...
+
+
+class Thinker(Protocol):
+    """An engine, loaded and shared."""
+
+    @property
+    def takes_images(self) -> bool: ...
+
+    def open(self) -> ThinkerSession:
+        """A place for one more conversation, or AgentFullError."""
+        ...
+
+    def warm_up(self) -> None:
+        """Block until the engine has answered once, so that the first caller does not pay for it."""
+        ...
+
+    def close(self) -> None:
+        """Cancel everything and free the engine. Blocks until its threads have ended."""
+        ...
+
+
+@dataclass
+class CollectingSink:
+    """A sink that keeps everything; for scripts, tests and benchmarks."""
+
+    texts: list[str] = field(default_factory=list)
+    reason: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
+    error: DuplexError | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def on_text(self, delta: str) -> None:
+        self.texts.append(delta)
+
+    def on_done(self, reason: FinishReason, usage: Usage) -> None:
+        self.reason, self.usage = reason, usage
+
+    def on_error(self, error: DuplexError) -> None:
+        self.error = error
+
+
+def estimate_tokens(message: Message) -> int:
+    """A token count that errs high for European languages: a token per 3 UTF-8 bytes plus the
+    template's 6 around each message (SmolLM2 averages 4.3 bytes a token on English)."""
+    return 6 + (len(message.text.encode()) + 2) // 3
+
+
+def fit_messages(
+    messages: Sequence[Message],
+    budget_tokens: int,
+    *,
+    count: Callable[[Message], int] = estimate_tokens,
+    bite: int = 8,
+) -> tuple[Message, ...]:
+    """The messages that fit ``budget_tokens``: system messages stay, the oldest turns go.
+
+    Turns are dropped ``bite`` at a time. Dropping one pair per turn would change the start of the
+    prompt every turn and throw the prompt cache away every turn; this way it happens once in
+    ``bite // 2`` exchanges. The last message always stays, and a kept history starts with a user turn.
+    """
+    system = [m for m in messages if m.role == "system"]
+    turns = [m for m in messages if m.role != "system"]
+    left = budget_tokens - sum(count(m) for m in system)
+    dropped = 0
+    while dropped < len(turns) - 1 and sum(count(m) for m in turns[dropped:]) > left:
+        dropped = min(dropped + bite, len(turns) - 1)
+    if dropped:
+        while dropped < len(turns) - 1 and turns[dropped].role != "user":
+            dropped += 1
+    return (*system, *turns[dropped:])
