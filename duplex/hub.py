@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Iterator
+from typing import Self
 
 from duplex.agent import Agent, AgentSettings
 from duplex.clock import Clock
@@ -32,7 +33,7 @@ class Reservation:
 
 
 class SessionHub:
-    """Opens, counts and ends sessions. Lives on one event loop.
+    """Opens, counts and ends sessions. Lives on one event loop; ``async with`` starts and closes it.
 
     ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``.
     """
@@ -68,6 +69,17 @@ class SessionHub:
         """Loads and warms the agent; afterwards ``ready`` is true."""
         await self.agent.start()
         self.ready = True
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def reserve(self) -> Reservation:
         """Keeps a place for a call that is being set up. Raises ``AgentFullError``."""

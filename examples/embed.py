@@ -20,11 +20,12 @@ from duplex.hub import SessionHub
 from duplex.pcm_line import PcmLine
 from duplex.registry import create_agent
 
-RAW = {"samplerate": SAMPLE_RATE_HZ, "channels": 1, "subtype": "PCM_16", "format": "RAW"}
+RAW = {"subtype": "PCM_16", "format": "RAW"}
 
 
 async def main(source: str, target: str) -> None:
-    sound, rate = soundfile.read(source, dtype="float32", always_2d=True, **(RAW if source.endswith(".pcm") else {}))
+    raw = {"samplerate": SAMPLE_RATE_HZ, "channels": 1, **RAW} if source.endswith(".pcm") else {}
+    sound, rate = soundfile.read(source, dtype="float32", always_2d=True, **raw)
     answer: list[Samples] = []
     answered = asyncio.Event()
 
@@ -34,16 +35,14 @@ async def main(source: str, target: str) -> None:
         if isinstance(event, ReplyFinished) and event.status != "cancelled":
             answered.set()
 
-    hub = SessionHub(create_agent("cascade", {}), MonotonicClock(), SessionConfig(), max_sessions=1)
-    await hub.start()
-    line = PcmLine(answer.append, on_event)
-    hub.open(line, AgentSettings(instructions="You are a helpful voice assistant. Answer in one short sentence."))
-    line.hear(soxr.resample(sound.mean(axis=1), rate, SAMPLE_RATE_HZ))
-    await asyncio.wait_for(answered.wait(), timeout=len(sound) / rate + 30)
-    soundfile.write(
-        target, np.concatenate(answer), **(RAW if target.endswith(".pcm") else {"samplerate": SAMPLE_RATE_HZ})
-    )
-    await hub.close()
+    agent = create_agent("cascade", {})
+    settings = AgentSettings(instructions="You answer questions briefly, in plain spoken English.")
+    async with SessionHub(agent, MonotonicClock(), SessionConfig(), max_sessions=1) as hub:
+        line = PcmLine(answer.append, on_event)
+        hub.open(line, settings)
+        line.hear(soxr.resample(sound.mean(axis=1), rate, SAMPLE_RATE_HZ))
+        await asyncio.wait_for(answered.wait(), timeout=len(sound) / rate + 60)
+    soundfile.write(target, np.concatenate(answer), SAMPLE_RATE_HZ, **(RAW if target.endswith(".pcm") else {}))
 
 
 if __name__ == "__main__":
