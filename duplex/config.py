@@ -52,6 +52,9 @@ class PlayoutConfig(Settings):
 
 class SessionConfig(Settings):
     hold_limit_s: float = Field(2.0, gt=0)
+    commit_wait_s: float = Field(
+        0.5, ge=0, description="how long a finished turn may stay open while the reply to it is not ready to be heard"
+    )
     think_limit_s: float = Field(15.0, gt=0, description="a committed turn without a packet gives the floor back")
     max_messages: int = Field(400, ge=2)
     max_unsent_events: int = Field(512, ge=16)

@@ -67,6 +67,7 @@ class FloorKeeper:
         self._last_told: tuple[Floor, User] | None = None
         self._overlap_since_s: float | None = None
         self._name = session_id.removeprefix("sess_")
+        self._complete_since_s: float | None = None  # since when the predictor calls the open turn complete
         self._asked_instructions: str | None = None
         self._ids = 0
 
@@ -76,6 +77,30 @@ class FloorKeeper:
         return f"{kind}_{self._name}_{self._ids}"
 
     # --- signals ---------------------------------------------------------------------------------
+
+    def predicted(self, user: User) -> None:
+        """What the user is doing now, from the agent's predictor."""
+        now_s = self._clock.now()
+        if user is not User.TURN_COMPLETE or self.machine.floor is not Floor.LISTENING:
+            self._complete_since_s = None
+        elif self._complete_since_s is None:
+            self._complete_since_s = now_s
+        if self._complete_since_s is not None and self._worth_waiting(now_s - self._complete_since_s):
+            user = User.PAUSED_INCOMPLETE
+        self.signal(user)
+
+    def _worth_waiting(self, waited_s: float) -> bool:
+        """Whether to leave a finished turn open a little longer.
+
+        Deciding to speak before there is anything to say gains nothing, and gives away the chance to notice
+        that the user goes on after all. So the commit waits for the speculation's first packet, within limits.
+        """
+        return (
+            waited_s < self._config.commit_wait_s
+            and self.reply is not None
+            and not self.reply.ended
+            and not self._playout.audible
+        )
 
     def signal(self, signal: Signal) -> None:
         """Feeds the machine and does what it says."""
@@ -226,6 +251,8 @@ class FloorKeeper:
     def check_audible(self, reply: Reply) -> None:
         """Signals the machine once the reply can be heard, or will never be."""
         if self._playout.state is State.HELD_BACK and self._playout.audible:
+            if self._complete_since_s is not None and self.machine.floor is Floor.LISTENING:
+                self.signal(User.TURN_COMPLETE)  # it only waited for this
             self.signal(Own.REPLY_AUDIBLE)
         elif reply.ended and self._playout.drained and self._playout.state is not State.FADING:
             self.signal(Own.REPLY_ENDED)

@@ -217,7 +217,7 @@ class Session:
         floor = self._floor
         match event:
             case UserState(user=user):
-                floor.signal(user)
+                floor.predicted(user)
             case SpeechStarted(pts=pts):
                 floor.speech_started(pts, self._wall(pts))
             case SpeechStopped(pts=pts):

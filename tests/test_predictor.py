@@ -76,7 +76,7 @@ def test_a_pause_asks_for_words_and_prosody_at_once_and_once() -> None:
 
 def test_a_likely_end_is_taken_early() -> None:
     listening = Listening().voice(1.0).quiet(0.128).prosody(0.9).words("What time is it?").quiet(1.0)
-    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.4, abs=WINDOW_S)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.3, abs=2 * WINDOW_S)
 
 
 def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
@@ -87,11 +87,11 @@ def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
 @pytest.mark.parametrize(
     ("prosody", "words", "needed_s"),
     [
-        (0.9, "I am done.", 0.4),
-        (0.49, "I am done.", 0.657),
-        (0.0, "I am done.", 1.5),
-        (0.9, "I would like a", 0.9),
-        (0.0, "And then,", 2.0),
+        (0.9, "I am done.", 0.3),
+        (0.49, "I am done.", 0.647),
+        (0.0, "I am done.", 1.0),
+        (0.9, "I would like a", 0.8),
+        (0.0, "And then,", 1.5),
     ],
 )
 def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, needed_s: float) -> None:

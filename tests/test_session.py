@@ -96,7 +96,23 @@ def test_a_slow_reply_leaves_as_soon_as_it_is_there() -> None:
     call = Call(ScriptedAgent([ScriptedReply(audio_after_s=0.7)]), ScriptedUser([(0.5, 1.0)]), 5.0).run()
     [trace] = call.line.of(ev.TurnTraced)
     assert trace.voice_to_voice_ms == pytest.approx(800, abs=30)  # asked at the pause (.1 s), ready .7 s later
-    assert trace.first_packet_ms == pytest.approx(500, abs=30)
+    assert trace.first_packet_ms <= 20  # the turn stayed open until there was something to say
+    assert trace.end_of_turn_ms == pytest.approx(800, abs=30)
+
+
+def test_a_finished_turn_stays_open_for_its_reply_only_so_long() -> None:
+    call = Call(ScriptedAgent([ScriptedReply(audio_after_s=1.2)]), ScriptedUser([(0.5, 1.0)]), 5.0).run()
+    [trace] = call.line.of(ev.TurnTraced)
+    assert trace.end_of_turn_ms == pytest.approx(800, abs=30)  # complete at .3 s, and .5 s of waiting
+    assert trace.voice_to_voice_ms == pytest.approx(1300, abs=30)
+
+
+def test_going_on_while_a_finished_turn_waits_for_its_reply_is_no_interruption() -> None:
+    agent = ScriptedAgent([ScriptedReply(audio_after_s=0.6)])
+    call = Call(agent, ScriptedUser([(0.5, 0.5), (1.45, 0.5)]), 6.0).run()
+    assert len(call.line.of(ev.UserTurnCommitted)) == 1
+    assert len(call.line.of(ev.ReplyStarted)) == 1
+    assert len(call.audible_s()) == 1
 
 
 def test_going_on_after_a_pause_drops_the_speculation_without_a_trace() -> None:
@@ -112,7 +128,7 @@ def test_going_on_after_a_pause_drops_the_speculation_without_a_trace() -> None:
 
 def test_speaking_again_while_thinking_reopens_the_turn() -> None:
     agent = ScriptedAgent([ScriptedReply(audio_after_s=1.0)])
-    call = Call(agent, ScriptedUser([(0.5, 0.5), (1.5, 0.5)]), 6.0).run()
+    call = Call(agent, ScriptedUser([(0.5, 0.5), (1.9, 0.5)]), 6.0).run()
     [session] = agent.sessions
     assert sum(isinstance(c, ReopenTurn) for c in session.commands) == 1
     commits = [c for c in session.commands if isinstance(c, CommitTurn)]

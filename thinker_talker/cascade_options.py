@@ -18,9 +18,7 @@ class TurnOptions(Settings):
 
     The silence that ends a turn falls from ``silence_unlikely_s`` to ``silence_likely_s`` as the evidence
     for its end grows; without evidence it is ``silence_unknown_s``, a plain silence timer, which always works.
-    ``silence_likely_s`` is where a reply can be ready on two cores: deciding earlier would cut people off
-    more often (the end-of-turn model is wrong twice as often at .3 s of silence as at .6 s), and nothing
-    would be heard any sooner.
+    (A turn that is over stays open until the reply can be heard: ``session.commit_wait_s``.)
     """
 
     speech_threshold: float = Field(0.5, gt=0, lt=1, description="voice begins at this probability")
@@ -30,9 +28,9 @@ class TurnOptions(Settings):
     overlap_onset_s: float = Field(0.064, gt=0)
     pause_s: float = Field(0.064, gt=0, description="silence that starts speculation")
     complete_threshold: float = Field(0.5, gt=0, lt=1, description="end-of-turn model: likely over from here")
-    silence_likely_s: float = Field(0.4, gt=0)
+    silence_likely_s: float = Field(0.3, gt=0)
     silence_unknown_s: float = Field(0.64, gt=0)
-    silence_unlikely_s: float = Field(1.5, gt=0)
+    silence_unlikely_s: float = Field(1.0, gt=0)
     hanging_extra_s: float = Field(0.5, ge=0, description="added when the words stop in mid-sentence ('and the')")
     prosody_again_s: float = Field(0.4, gt=0, description="ask the end-of-turn model a second time after this pause")
     min_turn_s: float = Field(0.12, ge=0, description="less voice than this is a click, not a turn")
