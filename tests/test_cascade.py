@@ -214,7 +214,14 @@ def test_a_reply_waits_for_the_words_and_streams_clause_by_clause() -> None:
     bench.hear(1.0, voice=True).hear(0.14, voice=False)
     assert bench.user is User.PAUSED_INCOMPLETE
     bench.command(
-        BeginReply("r1", (Message("i1", Role.USER, "Before"), Message("i2", Role.ASSISTANT, "Half of", cut_off=True)))
+        BeginReply(
+            "r1",
+            (
+                Message("i1", Role.USER, "Before"),
+                Message("i2", Role.ASSISTANT, "Half of it is", cut_off=True),
+                Message("i3", Role.ASSISTANT, "I am", cut_off=True),
+            ),
+        )
     )
     assert not bench.thinker.thoughts
     bench.stream.answer("What is it?")
@@ -222,7 +229,7 @@ def test_a_reply_waits_for_the_words_and_streams_clause_by_clause() -> None:
     [(request, thought)] = bench.thinker.thoughts
     assert [(m.role, m.text) for m in request.messages[1:]] == [
         ("user", "Before"),
-        ("assistant", "Half of…"),
+        ("assistant", "Half of it is —"),
         ("user", "What is it?"),
     ]
     thought.text("It is a box. It ")

@@ -68,6 +68,7 @@ from .reply_work import ReplyWork
 
 _PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
 _PROSODY_WINDOWS = 250  # 8 s
+_WORTH_REMEMBERING_WORDS = 3  # a small model that is shown "I'm glad —" says it again
 
 
 def load(options: Mapping[str, Any]) -> Agent:
@@ -390,7 +391,9 @@ class CascadeSession:
         system = instructions or self._settings.instructions or self._options.instructions
         messages = [th.Message("system", system)]
         for message in history:
-            text = f"{message.text}…" if message.cut_off else message.text
+            if message.cut_off and len(message.text.split()) < _WORTH_REMEMBERING_WORDS:
+                continue
+            text = f"{message.text} —" if message.cut_off else message.text
             messages.append(th.Message(_ROLES[message.role], text, message.images))
         if said is not None:
             pictures: tuple[Image, ...] = ()

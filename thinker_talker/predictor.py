@@ -168,7 +168,7 @@ class TurnPredictor:
         if not stretch.final_asked:
             stretch.final_asked = True
             self.asks.append(Ask.FINAL)
-        if stretch.prosody_asked == 0 or (stretch.prosody_asked == 1 and quiet_s >= o.prosody_again_s):
+        if stretch.prosody_asked == 0 or self._ask_again(stretch, quiet_s):
             stretch.prosody_asked += 1
             self.asks.append(Ask.PROSODY)
         if quiet_s < self.silence_needed_s():
@@ -177,6 +177,12 @@ class TurnPredictor:
             self.forget()
             return User.NOT_ADDRESSED  # sound without words
         return User.TURN_COMPLETE
+
+    def _ask_again(self, stretch: _Stretch, quiet_s: float) -> bool:
+        """Whether a second look may change the answer: the model was unsure, and has more silence to go by now."""
+        o = self.options
+        unsure = stretch.prosody is not None and stretch.prosody < o.complete_threshold
+        return stretch.prosody_asked == 1 and unsure and quiet_s >= o.prosody_again_s
 
     def _judge_overlap(self, stretch: _Stretch) -> User:
         o = self.options
