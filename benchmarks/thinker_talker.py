@@ -222,14 +222,16 @@ def _machine() -> str:
     return f"{model}, {os.cpu_count()} cores, load {load:.1f} at start, Python {platform.python_version()}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="duplex bench thinker_talker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=Path, help="directory of model entries (default: the models cache)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--runs", type=int, default=18)
     parser.add_argument("--thinker-threads", type=int, default=None)
     parser.add_argument("--talker-threads", type=int, default=PiperSettings().threads)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     machine = _machine()
     print(machine)
     if args.models is None:
@@ -263,7 +265,8 @@ def main() -> None:
         print(f"{row['what']:60} {row['p50']:8.1f} {row['p95']:8.1f} {row['n']:4} {row['unit']}")
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -59,7 +59,7 @@ class FakeEar:
         while len(audio) >= WINDOW_PTS:
             window, audio = audio[:WINDOW_PTS], audio[WINDOW_PTS:]
             self.pts += WINDOW_PTS
-            self.on_window(Window(self.pts, window[:512], 0.95 if np.abs(window).max() > 0.01 else 0.01))
+            self.on_window(Window(self.pts, window[:512], 0.95 if np.abs(window).max() > 0.01 else 0.01, -20.0))
         self.pending = [audio]
 
     def close(self) -> None: ...

@@ -27,10 +27,10 @@ class Listening:
     asks: list[tuple[float, Ask]] = field(default_factory=list)
     states: list[tuple[float, User]] = field(default_factory=list)
 
-    def feed(self, seconds: float, probability: float) -> Listening:
+    def feed(self, seconds: float, probability: float, level_dbfs: float = -20.0) -> Listening:
         for _ in range(round(seconds / WINDOW_S)):
             self.pts += WINDOW
-            self.note(self.predictor.window(self.pts, WINDOW, probability, self.floor))
+            self.note(self.predictor.window(self.pts, WINDOW, probability, level_dbfs, self.floor))
         return self
 
     def voice(self, seconds: float) -> Listening:
@@ -119,6 +119,12 @@ def test_sound_without_words_is_not_for_us() -> None:
     assert listening.users[-1] is User.IDLE
 
 
+def test_a_voice_that_fell_silent_is_noticed_before_the_detector_lets_go() -> None:
+    listening = Listening().voice(1.0).feed(0.32, 0.9, level_dbfs=-55.0)
+    assert listening.users[-1] is User.PAUSED_INCOMPLETE
+    assert Listening().voice(1.0).feed(0.32, 0.9, level_dbfs=-40.0).users[-1] is User.SPEAKING
+
+
 def test_a_click_is_no_turn() -> None:
     listening = Listening().voice(0.064).quiet(1.0)
     assert listening.users[-1] is User.IDLE
@@ -205,7 +211,7 @@ def test_whatever_comes_it_answers_and_forgets_cleanly(script: list[tuple[str, o
         match kind, value:
             case "window", float(p):
                 pts += WINDOW
-                assert isinstance(predictor.window(pts, WINDOW, p, floor), User)
+                assert isinstance(predictor.window(pts, WINDOW, p, -60.0 * p, floor), User)
             case "prosody", float(p):
                 predictor.prosody(p, pts)
             case "final", str(text):

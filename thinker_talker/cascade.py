@@ -238,7 +238,7 @@ class CascadeSession:
     def _take(self, window: Window, out: list[AgentEvent]) -> None:
         self._pts = window.end_pts
         n_samples = len(window.samples_16k) * SAMPLE_RATE_HZ // 16_000
-        self._predictor.window(window.end_pts, n_samples, window.probability, self._floor)
+        self._predictor.window(window.end_pts, n_samples, window.probability, window.level_dbfs, self._floor)
         if self._predictor.in_stretch and not self._listening:
             self._start_listening()
         if self._listening:

@@ -23,6 +23,7 @@ class TurnOptions(Settings):
 
     speech_threshold: float = Field(0.5, gt=0, lt=1, description="voice begins at this probability")
     silence_threshold: float = Field(0.35, gt=0, lt=1, description="voice ends below this one")
+    silence_drop_db: float = Field(28.0, gt=0, description="or this far below the loudest window of the turn")
     onset_s: float = Field(0.064, gt=0, description="voice needed before it counts as speech")
     overlap_threshold: float = Field(0.6, gt=0, lt=1, description="the same over our own voice, where echo may be")
     overlap_onset_s: float = Field(0.064, gt=0)

@@ -182,8 +182,8 @@ class Cleaner:
 class ClauseLimits:
     """When a clause may go. The first one is let go early, since a silence is waiting for it."""
 
-    first_words: int = 4  # the first clause may end before a breath word once it has this many words
-    first_max_words: int = 8  # ... and at any tolerable gap from here on
+    first_words: int = 3  # the first clause may end before a breath word once it has this many words
+    first_max_words: int = 6  # ... and at any tolerable gap from here on
     first_soft_chars: int = 3  # ... and at a comma from here on
     soft_chars: int = 40  # later clauses end at a comma from this length
     hard_chars: int = 12  # later sentences shorter than this wait for the next one

@@ -8,6 +8,7 @@ a core hears about a hundred people.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -29,11 +30,15 @@ _QUEUE_LIMIT = 4096  # frames waiting over all sessions; more means the machine 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """32 ms that were listened to, ending at ``end_pts`` (24 kHz samples). ``samples_16k``: float32[512]."""
+    """32 ms that were listened to, ending at ``end_pts`` (24 kHz samples).
+
+    ``samples_16k``: float32[512]; ``probability`` of voice; ``level_dbfs``: RMS.
+    """
 
     end_pts: int
     samples_16k: Samples
     probability: float
+    level_dbfs: float
 
 
 OnWindow = Callable[[Window | AgentFaultError], None]
@@ -70,7 +75,8 @@ class Ear:
             window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
             [probability] = self._stream.push(window)
             self._end_pts += WINDOW_PTS
-            self._on_window(Window(self._end_pts, window, probability))
+            power = float(np.dot(window, window)) / WINDOW_SAMPLES
+            self._on_window(Window(self._end_pts, window, probability, 10.0 * math.log10(power + 1e-12)))
 
 
 class EarWorker:

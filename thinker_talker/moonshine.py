@@ -70,6 +70,7 @@ class MoonshineModel:
             samples_16k = np.pad(samples_16k, (0, _MIN_SAMPLES - len(samples_16k)))
         abort = abort or Abort()
         options = self._run_options()
+        options.log_severity_level = 4  # an abort is no error; onnxruntime would print one in red
         abort.on_ask(lambda: setattr(options, "terminate", True))
         tokens: list[int] = []
         try:

@@ -48,6 +48,7 @@ class _Stretch:
     started_pts: int
     last_voiced_pts: int
     voiced_samples: int = 0
+    peak_dbfs: float = -120.0  # of its loudest window
     overlap: bool = False  # it began over our own voice
     final_text: str | None = None  # words up to the current pause
     partial_text: str = ""
@@ -75,7 +76,7 @@ class TurnPredictor:
 
     # --- evidence in -----------------------------------------------------------------------------
 
-    def window(self, end_pts: int, n_samples: int, probability: float, floor: Floor) -> User:
+    def window(self, end_pts: int, n_samples: int, probability: float, level_dbfs: float, floor: Floor) -> User:
         """One window of voice activity, ending at ``end_pts`` (24 kHz samples), ``n_samples`` long."""
         o = self.options
         self._pts = end_pts
@@ -83,6 +84,10 @@ class TurnPredictor:
         ours = floor in (Floor.SPEAKING, Floor.HOLDING)
         threshold = o.overlap_threshold if ours else o.speech_threshold
         voiced = probability >= (o.silence_threshold if self.voice else threshold)
+        if self._stretch is not None:
+            self._stretch.peak_dbfs = max(self._stretch.peak_dbfs, level_dbfs)
+            # The detector holds on for 50 to 150 ms after the voice is gone; its level does not.
+            voiced = voiced and level_dbfs > self._stretch.peak_dbfs - o.silence_drop_db
         if voiced:
             self._voiced(end_pts, n_samples, ours)
         else:
