@@ -7,24 +7,20 @@ import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from difflib import SequenceMatcher
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
-import soxr
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from openai.types.realtime import RealtimeServerEvent
 from serving import NoCalls, running_app, running_hub
+from voices import Voice
 
 from duplex.clock import MonotonicClock
 from duplex.config import Config, SessionConfig
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.registry import create_agent
-from duplex.thinker_talker.moonshine import MoonshineModel
-from duplex.thinker_talker.piper import PiperTalker
-from duplex.thinker_talker.talker import CollectingTalkSink
 from duplex.transport.app import create_app
 from duplex.transport.pcm import from_pcm16, to_pcm16
 from duplex.weights import ModelStore
@@ -48,28 +44,6 @@ async def base_url(models: ModelStore) -> AsyncIterator[str]:
 @pytest.fixture(scope="module")
 def voice(models: ModelStore) -> Voice:
     return Voice(models)
-
-
-class Voice:
-    """What the person says, spoken by Piper, and what the agent says, written down by Moonshine."""
-
-    def __init__(self, models: ModelStore) -> None:
-        self._piper: Path = models.path("piper-joe") / "en_US-joe-medium.onnx"
-        self._moonshine = MoonshineModel(models.path("moonshine-tiny-en"))
-
-    def say(self, text: str) -> Samples:
-        talker, sink = PiperTalker(self._piper), CollectingTalkSink()
-        try:
-            utterance = talker.begin(sink)
-            utterance.say(text)
-            utterance.end()
-            assert utterance.wait_over(30)
-        finally:
-            talker.close()
-        return sink.samples
-
-    def write_down(self, samples: Samples) -> str:
-        return self._moonshine.recognize(soxr.resample(samples, SAMPLE_RATE_HZ, 16_000)).text
 
 
 def alike(one: str, other: str) -> float:
