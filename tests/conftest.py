@@ -24,5 +24,13 @@ def models() -> ModelStore:
 @pytest.fixture(scope="session")
 def live_server(models: ModelStore) -> Iterator[str]:
     """Address of a server with the default models, started once for all tests that need one."""
-    with duplex_serve("--max-sessions", "2", "--set", "session.think_limit_s=90", models_dir=models.root) as url:
+    with duplex_serve(
+        "--max-sessions",
+        "2",
+        "--set",
+        "session.think_limit_s=90",
+        "--set",
+        "agent.options.temperature=0",
+        models_dir=models.root,
+    ) as url:
         yield url

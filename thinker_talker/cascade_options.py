@@ -23,7 +23,7 @@ class TurnOptions(Settings):
 
     speech_threshold: float = Field(0.5, gt=0, lt=1, description="voice begins at this probability")
     silence_threshold: float = Field(0.35, gt=0, lt=1, description="voice ends below this one")
-    silence_drop_db: float = Field(28.0, gt=0, description="or this far below the loudest window of the turn")
+    silence_drop_db: float = Field(26.0, gt=0, description="or this far below the loudest window of the turn")
     onset_s: float = Field(0.064, gt=0, description="voice needed before it counts as speech")
     overlap_threshold: float = Field(0.6, gt=0, lt=1, description="the same over our own voice, where echo may be")
     overlap_onset_s: float = Field(0.064, gt=0)
@@ -60,6 +60,6 @@ class CascadeOptions(Settings):
     talker_threads: int = Field(1, ge=1, le=64)
     context_tokens: int = Field(2048, ge=256)
     max_reply_tokens: int = Field(120, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float = Field(0.3, ge=0, le=2, description="at 0 a small model repeats its last answer")
     images_per_prompt: int = Field(1, ge=0, le=8)
     turn: TurnOptions = TurnOptions()
