@@ -158,8 +158,10 @@ class Bench:
                 bench.prosody_asked.append((len(samples), answer))
 
         ears, listener = Opening(FakeEar), Opening(FakeStream)
+        self.other_talker = FakeTalker()
+        talkers = {"joe": self.talker, "amy": self.other_talker}
         engines = Engines(
-            cast(Any, ears), cast(Any, Prosody()), cast(Any, listener), cast(Any, self.thinker), cast(Any, self.talker)
+            cast(Any, ears), cast(Any, Prosody()), cast(Any, listener), cast(Any, self.thinker), cast(Any, talkers)
         )
         self.woken = 0
         self.closed = 0
@@ -393,6 +395,16 @@ def test_a_session_may_choose_its_instructions_and_pictures_reach_a_thinker_that
     [(request, _)] = bench.thinker.thoughts
     assert request.messages[0].text == "Speak like a pirate."
     assert [image.jpeg for image in request.messages[-1].images] == [b"new"]
+
+
+@pytest.mark.parametrize(("voice", "amy_speaks"), [("amy", True), ("joe", False), (None, False)])
+def test_a_session_may_choose_its_voice(voice: str | None, amy_speaks: bool) -> None:
+    bench = Bench()
+    bench.command(Configure(AgentSettings(voice=voice)))
+    question(bench)
+    bench.command(BeginReply("r1", ()))
+    assert len(bench.other_talker.utterances) == amy_speaks
+    assert len(bench.talker.utterances) == (not amy_speaks)
 
 
 def test_closing_gives_everything_back_once() -> None:

@@ -61,7 +61,7 @@ from duplex.turn import Floor, User
 from . import thinker as th
 from .cascade_options import CascadeOptions
 from .ear import Window
-from .engines import Engines, load_engines
+from .engines import Engines, load_engines, voices_of
 from .listener import Transcript
 from .predictor import Ask, Edge, TurnPredictor
 from .reply_work import ReplyWork
@@ -87,7 +87,7 @@ class CascadeAgent:
     @property
     def info(self) -> AgentInfo:
         takes_images = self._engines is not None and self._engines.thinker.takes_images
-        return AgentInfo("cascade", takes_images=takes_images, voices=(self.options.voice,))
+        return AgentInfo("cascade", takes_images=takes_images, voices=voices_of(self.options))
 
     async def start(self) -> None:
         if self._engines is None:
@@ -382,7 +382,7 @@ class CascadeSession:
             max_tokens=self._options.max_reply_tokens,
             temperature=self._options.temperature,
         )
-        work.start(self._thinker, self._engines.talker, request)
+        work.start(self._thinker, self._engines.talker(self._settings.voice), request)
 
     def _prompt(
         self, history: Sequence[Message], said: str | None, instructions: str | None = None

@@ -48,12 +48,15 @@ class CascadeOptions(Settings):
     """The cascade's configuration; a session may override ``instructions`` and ``voice``.
 
     ``thinker``: a manifest name, a path to a GGUF file, or ``openai:http://host:port/v1#model``.
+    ``voice``, ``more_voices``: manifest names or paths to Piper ``.onnx`` files, by file name without its ending
+    from then on; the first is the default, and each takes about 100 MB.
     """
 
     models_dir: Path | None = None
     instructions: str = DEFAULT_INSTRUCTIONS
     thinker: str = DEFAULT_THINKER
     voice: str = "piper-joe"
+    more_voices: tuple[str, ...] = ()
     max_sessions: int = Field(4, ge=1)
     listener_threads: int = Field(1, ge=1, le=64)
     thinker_threads: int = Field(1, ge=1, le=64, description="two are faster alone, and far slower on a busy machine")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,15 @@ class Engines:
     prosody: ProsodyWorker
     listener: Listener
     thinker: Thinker
-    talker: Talker
+    talkers: Mapping[str, Talker]  # by voice; the first is the default
+
+    def talker(self, voice: str | None) -> Talker:
+        """The talker with that voice, or the default one."""
+        return self.talkers.get(voice or "") or next(iter(self.talkers.values()))
 
     def close(self) -> None:
         """Ends every worker. Blocks until they have stopped."""
-        for part in (self.ear, self.thinker, self.talker, self.listener, self.prosody):
+        for part in (self.ear, self.thinker, *self.talkers.values(), self.listener, self.prosody):
             part.close()
 
 
@@ -75,10 +80,10 @@ def load_engines(options: CascadeOptions) -> Engines:
     store = ModelStore(options.models_dir)
     loaders: list[Callable[[], object]] = [
         lambda: _load_thinker(options, store),
-        lambda: _load_talker(options, store),
         lambda: _load_listener(options, store),
         lambda: _load_ear(store),
         lambda: _load_prosody(store),
+        *(partial(_load_talker, voice, options, store) for voice in (options.voice, *options.more_voices)),
     ]
     with ThreadPoolExecutor(len(loaders), thread_name_prefix="duplex-load") as pool:
         futures = [pool.submit(load) for load in loaders]
@@ -88,8 +93,15 @@ def load_engines(options: CascadeOptions) -> Engines:
                 if future.exception() is None:
                     future.result().close()  # type: ignore[attr-defined]
             raise failures[0]
-        thinker, talker, listener, ear, prosody = (future.result() for future in futures)
-    return Engines(ear, prosody, listener, thinker, talker)  # type: ignore[arg-type]
+        thinker, listener, ear, prosody, *talkers = (future.result() for future in futures)
+    return Engines(ear, prosody, listener, thinker, dict(zip(voices_of(options), talkers, strict=True)))  # type: ignore[arg-type]
+
+
+def voices_of(options: CascadeOptions) -> tuple[str, ...]:
+    """The names by which a session chooses a voice; the first is the default."""
+    return tuple(
+        Path(voice).stem if voice.endswith(".onnx") else voice for voice in (options.voice, *options.more_voices)
+    )
 
 
 def _load_ear(store: ModelStore) -> EarWorker:
@@ -134,12 +146,12 @@ def _load_thinker(options: CascadeOptions, store: ModelStore) -> Thinker:
     return thinker
 
 
-def _load_talker(options: CascadeOptions, store: ModelStore) -> Talker:
+def _load_talker(voice: str, options: CascadeOptions, store: ModelStore) -> Talker:
     from .piper import PiperSettings, PiperTalker
 
-    path = Path(options.voice)
+    path = Path(voice)
     if path.suffix != ".onnx":
-        path = _single(store.path(options.voice), ".onnx")
+        path = _single(store.path(voice), ".onnx")
     talker = PiperTalker(path, settings=PiperSettings(threads=options.talker_threads))
     talker.warm_up()
     return talker
