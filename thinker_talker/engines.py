@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,8 +69,10 @@ class Engines:
 
     def close(self) -> None:
         """Ends every worker. Blocks until they have stopped."""
-        for part in (self.ear, self.thinker, *self.talkers.values(), self.listener, self.prosody):
+        for part in (self.ear, self.thinker, self.listener, self.prosody):
             part.close()
+        for talker in self.talkers.values():
+            talker.close()
 
 
 def load_engines(options: CascadeOptions) -> Engines:
@@ -78,7 +81,7 @@ def load_engines(options: CascadeOptions) -> Engines:
     Raises ``WeightsError`` or ``MissingDependencyError`` with the command that mends it.
     """
     store = ModelStore(options.models_dir)
-    loaders: list[Callable[[], object]] = [
+    loaders: list[Callable[[], Any]] = [
         lambda: _load_thinker(options, store),
         lambda: _load_listener(options, store),
         lambda: _load_ear(store),
@@ -91,10 +94,10 @@ def load_engines(options: CascadeOptions) -> Engines:
         if failures:
             for future in futures:
                 if future.exception() is None:
-                    future.result().close()  # type: ignore[attr-defined]
+                    future.result().close()
             raise failures[0]
         thinker, listener, ear, prosody, *talkers = (future.result() for future in futures)
-    return Engines(ear, prosody, listener, thinker, dict(zip(voices_of(options), talkers, strict=True)))  # type: ignore[arg-type]
+    return Engines(ear, prosody, listener, thinker, dict(zip(voices_of(options), talkers, strict=True)))
 
 
 def voices_of(options: CascadeOptions) -> tuple[str, ...]:
