@@ -120,13 +120,11 @@ def test_a_question_asked_in_the_browser_is_answered_out_loud(live_server: str, 
 
 
 def test_talking_over_the_agent_stops_it(live_server: str, voice: Voice, tmp_path: Path) -> None:
-    wav = microphone(
-        tmp_path / "mic.wav",
-        silence(24_000 * 3),
-        voice.say("Please tell me a long story about a dragon and a king."),
-        silence(24_000 * 9),
-        voice.say("Stop, please be quiet now, I would like to say something else."),
-    )
+    # How long a reply is, and how soon it comes, depends on model and machine: somebody who asks again and again,
+    # at different intervals, talks over one of the replies.
+    request = voice.say("Wait, please tell me a long story about a dragon and a king.")
+    again = [part for gap_s in (4, 6, 3, 8, 5, 7, 4, 6) for part in (request, silence(24_000 * gap_s))]
+    wav = microphone(tmp_path / "mic.wav", silence(24_000 * 3), *again)
     with page_with_microphone(live_server, wav) as page:
         page.click("#talk")
         page.wait_for_function(
@@ -135,6 +133,9 @@ def test_talking_over_the_agent_stops_it(live_server: str, voice: Voice, tmp_pat
         page.wait_for_function(
             "duplexState.events.some(e => e.event.type === 'conversation.item.truncated')", timeout=PATIENCE_MS
         )
+        page.wait_for_function(
+            "duplexState.events.some(e => e.event.type === 'output_audio_buffer.cleared')", timeout=PATIENCE_MS
+        )
         events = page.evaluate("duplexState.events.map(e => e.event.type)")
         statuses = page.evaluate(
             "duplexState.events.filter(e => e.event.type === 'response.done').map(e => e.event.response.status)"
@@ -142,5 +143,5 @@ def test_talking_over_the_agent_stops_it(live_server: str, voice: Voice, tmp_pat
         held = page.evaluate("duplexState.events.some(e => e.event.type === 'duplex.reply.held')")
         page.click("#talk")
     assert "output_audio_buffer.cleared" in events
-    assert statuses[0] == "cancelled"
+    assert "cancelled" in statuses
     assert held
