@@ -105,6 +105,9 @@ class FloorKeeper:
     def signal(self, signal: Signal) -> None:
         """Feeds the machine and does what it says."""
         self._act(self.machine.feed(signal, self._clock.now()))
+        self._tell_floor()
+
+    def _tell_floor(self) -> None:
         told = (self.machine.floor, self.machine.user)
         if told != self._last_told:
             self._last_told = told
@@ -112,8 +115,9 @@ class FloorKeeper:
 
     def tick(self, now_s: float) -> None:
         """Lets time pass: a hold that nobody decides ends, and so does thinking that leads nowhere."""
-        if self.machine.floor is Floor.HOLDING and now_s - self.machine.since_s >= self.machine.hold_limit_s:
-            self.signal(Own.HOLD_EXPIRED)
+        if expired := self.machine.tick(now_s):
+            self._act(expired)
+            self._tell_floor()
         limit_s = self._config.think_limit_s
         if self.machine.floor is Floor.THINKING and now_s - self.machine.since_s > limit_s:
             message = f"No reply came within {limit_s:g} s; the floor is yours again."

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import uvicorn
@@ -86,7 +86,6 @@ async def running(config: Config) -> AsyncIterator[Running]:
             lifespan="on",
         )
     )
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,unused-ignore]
     serving = asyncio.create_task(server._serve([sock]), name="uvicorn")
     host, port = sock.getsockname()[:2]
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
@@ -100,7 +99,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         sock.close()
 
 
-async def serve(config: Config, console: Console, until: Callable[[], None] | None = None) -> None:
+async def serve(config: Config, console: Console) -> None:
     """Runs a server until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from duplex.errors import ConfigError
 from duplex.frames import Samples
 from duplex.weights import ModelStore
@@ -116,7 +114,6 @@ def _load_ear(store: ModelStore) -> EarWorker:
 def _load_prosody(store: ModelStore) -> ProsodyWorker:
     model = SmartTurn(store.path("smart-turn") / "smart-turn-v3.2-cpu.onnx")
     model.warm_up()
-    model.probability_complete(np.zeros(16_000, dtype=np.float32))
     return ProsodyWorker(model)
 
 

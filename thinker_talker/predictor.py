@@ -160,9 +160,7 @@ class TurnPredictor:
     def _judge_turn(self, stretch: _Stretch) -> User:
         o = self.options
         if self.voice:
-            if self._pts - stretch.last_partial_pts >= _samples(o.partial_every_s):
-                stretch.last_partial_pts = self._pts
-                self.asks.append(Ask.PARTIAL)
+            self._ask_partial(stretch, o.partial_every_s)
             return User.SPEAKING
         quiet_s = self.quiet_s
         if quiet_s < o.pause_s - 1e-6:
@@ -170,9 +168,7 @@ class TurnPredictor:
         if stretch.voiced_samples < _samples(o.min_turn_s) and quiet_s > o.decide_s:
             self.forget()
             return User.IDLE
-        if not stretch.final_asked:
-            stretch.final_asked = True
-            self.asks.append(Ask.FINAL)
+        self._ask_final(stretch)
         if stretch.prosody_asked == 0 or self._ask_again(stretch, quiet_s):
             stretch.prosody_asked += 1
             self.asks.append(Ask.PROSODY)
@@ -182,6 +178,16 @@ class TurnPredictor:
             self.forget()
             return User.NOT_ADDRESSED  # sound without words
         return User.TURN_COMPLETE
+
+    def _ask_partial(self, stretch: _Stretch, every_s: float) -> None:
+        if self._pts - stretch.last_partial_pts >= _samples(every_s):
+            stretch.last_partial_pts = self._pts
+            self.asks.append(Ask.PARTIAL)
+
+    def _ask_final(self, stretch: _Stretch) -> None:
+        if not stretch.final_asked:
+            stretch.final_asked = True
+            self.asks.append(Ask.FINAL)
 
     def _ask_again(self, stretch: _Stretch, quiet_s: float) -> bool:
         """Whether a second look may change the answer: the model was unsure, and has more silence to go by now."""
@@ -198,16 +204,12 @@ class TurnPredictor:
         if self.voice:
             if voiced_s >= o.interrupt_s and not is_backchannel(words):
                 return self._interrupt(stretch)
-            if self._pts - stretch.last_partial_pts >= _samples(o.overlap_partial_s):
-                stretch.last_partial_pts = self._pts
-                self.asks.append(Ask.PARTIAL)
+            self._ask_partial(stretch, o.overlap_partial_s)
             return User.SPEAKING
         quiet_s = self.quiet_s
         if quiet_s < o.pause_s - 1e-6:
             return User.SPEAKING
-        if not stretch.final_asked:
-            stretch.final_asked = True
-            self.asks.append(Ask.FINAL)
+        self._ask_final(stretch)
         if stretch.final_text is None:
             if quiet_s < o.decide_limit_s:
                 return User.PAUSED_INCOMPLETE
