@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from duplex.clock import Clock
@@ -44,10 +45,14 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """What one session may choose. ``None`` means the agent's configured default."""
+    """What one session may choose. ``None`` means the agent's configured default.
+
+    ``turn_taking``: how it takes turns, as a table the agent validates; ``preset`` names where to start from.
+    """
 
     instructions: str | None = None
     voice: str | None = None
+    turn_taking: Mapping[str, Any] | None = None
 
 
 class Agent(Protocol):
@@ -59,7 +64,10 @@ class Agent(Protocol):
         ...
 
     def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
-        """Opens a session. ``wake`` may be called from any thread. Raises ``AgentFullError``."""
+        """Opens a session. ``wake`` may be called from any thread.
+
+        Raises ``AgentFullError``, or ``ConfigError`` for settings it cannot honour.
+        """
         ...
 
     async def close(self) -> None:
@@ -131,10 +139,14 @@ class ForgetTurn:
 
 @dataclass(frozen=True, slots=True)
 class DropReply:
-    """Cancel the work behind a reply; nothing of it was or will be heard beyond ``heard_text``."""
+    """Cancel the work behind a reply; nothing of it was or will be heard beyond ``heard_text``.
+
+    ``unheard_text``: what it would have gone on to say, as far as it was made.
+    """
 
     reply_id: str
     heard_text: str = ""
+    unheard_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,13 @@ class ResumeReply:
 
 
 @dataclass(frozen=True, slots=True)
+class FillSilence:
+    """The reply takes long: say so, once, with an :class:`Aside` (or do nothing)."""
+
+    reply_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """The conversation as it stands, told whenever it changed while nobody waits: read ahead if that helps."""
 
@@ -156,11 +175,22 @@ class Remember:
 
 @dataclass(frozen=True, slots=True)
 class Configure:
+    """New settings. ``command`` raises ``ConfigError`` for those it cannot honour, and keeps the old ones."""
+
     settings: AgentSettings
 
 
 AgentCommand = (
-    BeginReply | CommitTurn | ReopenTurn | ForgetTurn | DropReply | HoldReply | ResumeReply | Remember | Configure
+    BeginReply
+    | CommitTurn
+    | ReopenTurn
+    | ForgetTurn
+    | DropReply
+    | HoldReply
+    | ResumeReply
+    | FillSilence
+    | Remember
+    | Configure
 )
 
 
@@ -179,11 +209,15 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class UserState:
-    """The predictor's view at ``pts``: the most likely state, and the evidence it rests on."""
+    """The predictor's view at ``pts``: the state it decides for, and what that rests on.
+
+    ``probabilities``: over all states, summing to 1 (empty if the agent has none). ``evidence``: by name.
+    """
 
     pts: int
     user: User
     evidence: Mapping[str, float] = field(default_factory=dict)
+    probabilities: Mapping[User, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +272,20 @@ class ReplyEnd:
     error: DuplexError | None = None
 
 
+class AsideKind(Enum):
+    BACKCHANNEL = "backchannel"  # "mm-hm", in a pause of the user's turn
+    DEAD_AIR = "dead-air"  # "one moment", when thinking takes long
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A word of ours that does not take the floor: float32[n] at 24 kHz, at most 2 s, never remembered."""
+
+    kind: AsideKind
+    text: str
+    samples: Samples
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A named instant for the latency trace, in the session's wall time; of the open turn if no reply is named."""
@@ -264,6 +312,7 @@ AgentEvent = (
     | ReplyText
     | ReplyAudio
     | ReplyEnd
+    | Aside
     | Mark
     | Fault
 )

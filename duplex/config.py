@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -56,6 +56,11 @@ class SessionConfig(Settings):
         0.5, ge=0, description="how long a finished turn may stay open while the reply to it is not ready to be heard"
     )
     think_limit_s: float = Field(15.0, gt=0, description="a committed turn without a packet gives the floor back")
+    stall_limit_s: float = Field(2.0, gt=0, description="a reply that stops coming in mid-sentence ends after that")
+    dead_air_s: float = Field(3.0, ge=0, description="thinking that takes longer is admitted once, aloud; 0: never")
+    echo_canceller: Literal["off", "webrtc"] = Field(
+        "off", description="for lines that do not cancel echo themselves; needs: pip install 'duplex-runtime[echo]'"
+    )
     max_messages: int = Field(400, ge=2)
     max_unsent_events: int = Field(512, ge=16)
     playout: PlayoutConfig = PlayoutConfig()

@@ -17,13 +17,18 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One item of the conversation. ``cut_off``: an assistant message of which only ``text`` was heard."""
+    """One item of the conversation.
+
+    ``cut_off``: an assistant message of which only ``text`` was heard; ``unheard`` is what it would have gone on
+    to say, as far as that is known.
+    """
 
     item_id: str
     role: Role
     text: str
     images: tuple[Image, ...] = ()
     cut_off: bool = False
+    unheard: str = ""
 
 
 class Conversation:
@@ -59,8 +64,14 @@ class Conversation:
         if not text:
             del self._messages[item_id]
             return None
-        self._messages[item_id] = replace(message, text=text, cut_off=True)
+        unheard = words_after(message.text, text)
+        self._messages[item_id] = replace(message, text=text, cut_off=True, unheard=unheard)
         return self._messages[item_id]
 
     def snapshot(self) -> tuple[Message, ...]:
         return tuple(self._messages.values())
+
+
+def words_after(text: str, heard: str) -> str:
+    """What of ``text`` comes after its beginning ``heard``, by words."""
+    return " ".join(text.split()[len(heard.split()) :])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duplex.agent import AgentSettings, Word
+from duplex.agent import AgentSettings, AsideKind, Word
 from duplex.conversation import Role
 from duplex.turn import Floor, User
 
@@ -161,7 +161,7 @@ class ReplyResumed:
 
 @dataclass(frozen=True, slots=True)
 class ReplyTruncated:
-    """The reply was cut off; ``heard_text`` is what memory keeps of it."""
+    """The reply was cut off; ``heard_text`` is what memory keeps of it, give or take ``error_ms`` of sound."""
 
     at: At
     reply_id: str
@@ -169,6 +169,7 @@ class ReplyTruncated:
     heard_text: str
     heard_ms: float
     evidence: str
+    error_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,15 @@ class ReplyFinished:
     text: str
     audio_ms: float
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AsideStarted:
+    """A word of ours that does not take the floor is being spoken."""
+
+    at: At
+    kind: AsideKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,7 @@ Event = (
     | ReplyResumed
     | ReplyTruncated
     | ReplyFinished
+    | AsideStarted
     | TurnTraced
     | ErrorRaised
     | SessionClosed

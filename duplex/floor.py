@@ -15,6 +15,7 @@ from duplex.agent import (
     BeginReply,
     CommitTurn,
     DropReply,
+    FillSilence,
     ForgetTurn,
     HoldReply,
     Remember,
@@ -25,7 +26,7 @@ from duplex.agent import (
 )
 from duplex.clock import Clock
 from duplex.config import SessionConfig
-from duplex.conversation import Conversation, Message, Role
+from duplex.conversation import Conversation, Message, Role, words_after
 from duplex.errors import AgentFaultError
 from duplex.ledger import Ledger
 from duplex.metrics import Metrics
@@ -34,6 +35,9 @@ from duplex.playout import Playout, State
 from duplex.reply import Reply, Turn
 from duplex.trace import TurnTrace
 from duplex.turn import Action, Floor, Own, Signal, TurnMachine, User
+
+
+_LONGEST_PLAYOUT_S = 0.5  # a far end that reports nothing newer has played it by then
 
 
 class FloorKeeper:
@@ -67,6 +71,7 @@ class FloorKeeper:
         self._last_told: tuple[Floor, User] | None = None
         self._overlap_since_s: float | None = None
         self._name = session_id.removeprefix("sess_")
+        self._starved_since_s: float | None = None
         self._complete_since_s: float | None = None  # since when the predictor calls the open turn complete
         self._asked_instructions: str | None = None
         self._ids = 0
@@ -114,15 +119,48 @@ class FloorKeeper:
             self._emit(ev.FloorChanged(self._at(), *told))
 
     def tick(self, now_s: float) -> None:
-        """Lets time pass: a hold that nobody decides ends, and so does thinking that leads nowhere."""
+        """Lets time pass: a hold that nobody decides ends, and so does a reply that does not come, or stops coming."""
         if expired := self.machine.tick(now_s):
             self._act(expired)
             self._tell_floor()
-        limit_s = self._config.think_limit_s
-        if self.machine.floor is Floor.THINKING and now_s - self.machine.since_s > limit_s:
-            message = f"No reply came within {limit_s:g} s; the floor is yours again."
-            self._emit(ev.ErrorRaised(self._at(), "reply_timeout", message))
-            self.signal(Own.CANCELLED)
+        if self.machine.floor is Floor.THINKING:
+            self._wait_for_reply(now_s - self.machine.since_s)
+        self._watch_for_stall(now_s)
+        if self.reply is not None and self._all_heard(self.reply, now_s):
+            self.signal(Own.REPLY_ENDED)
+
+    def _wait_for_reply(self, waited_s: float) -> None:
+        limit_s, dead_air_s = self._config.think_limit_s, self._config.dead_air_s
+        if waited_s > limit_s:
+            self._give_up("reply_timeout", f"No reply came within {limit_s:g} s; the floor is yours again.")
+        elif self.reply is not None and not self.reply.dead_air_told and 0 < dead_air_s < waited_s:
+            self.reply.dead_air_told = True
+            self._command(FillSilence(self.reply.reply_id))
+
+    def _watch_for_stall(self, now_s: float) -> None:
+        """A reply that stops in mid-sentence keeps the floor for ``stall_limit_s``, and no longer."""
+        reply = self.reply
+        starved = self.machine.floor is Floor.SPEAKING and not self._playout.audible
+        if reply is None or reply.ended or not starved:
+            self._starved_since_s = None
+        elif self._starved_since_s is None:
+            self._starved_since_s = now_s
+        elif now_s - self._starved_since_s > self._config.stall_limit_s:
+            self._starved_since_s = None
+            limit_s = self._config.stall_limit_s
+            self._give_up("reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again.")
+
+    def _give_up(self, code: str, message: str) -> None:
+        self._emit(ev.ErrorRaised(self._at(), code, message))
+        self.signal(Own.CANCELLED)
+
+    def _all_heard(self, reply: Reply, now_s: float) -> bool:
+        """Whether a reply that was sent to its end has also reached the ear; until then it can still be cut off."""
+        if reply.sent_all_at_s is None or self.machine.floor is not Floor.SPEAKING or not self._playout.drained:
+            return False
+        heard = self._ledger.heard(reply.reply_id, now_s)
+        all_heard = heard.samples >= self._ledger.sent_samples(reply.reply_id)
+        return all_heard or now_s - reply.sent_all_at_s > _LONGEST_PLAYOUT_S
 
     def request_reply(self, instructions: str | None) -> None:
         """Speak without a user's turn; ``instructions`` hold for this reply alone."""
@@ -259,7 +297,14 @@ class FloorKeeper:
                 self.signal(User.TURN_COMPLETE)  # it only waited for this
             self.signal(Own.REPLY_AUDIBLE)
         elif reply.ended and self._playout.drained and self._playout.state is not State.FADING:
+            self._sent_to_the_end(reply)
+
+    def _sent_to_the_end(self, reply: Reply) -> None:
+        """Nothing of it is left to send. It is over once it was heard, or at once if there was nothing to hear."""
+        if not reply.started:
             self.signal(Own.REPLY_ENDED)
+        elif reply.sent_all_at_s is None:
+            reply.sent_all_at_s = self._clock.now()
 
     def _begin(self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None) -> Reply:
         reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
@@ -318,13 +363,24 @@ class FloorKeeper:
             self._take_back(reply)
             heard = self._ledger.heard(reply.reply_id, self._clock.now())
             heard_text = self._ledger.text_until(reply.reply_id, heard.samples) if reply.started else ""
-            self._command(DropReply(reply.reply_id, heard_text))
+            unheard = words_after(reply.text, heard_text)
+            self._command(DropReply(reply.reply_id, heard_text, unheard))
             self._ledger.drop(reply.reply_id)
             if heard_text:
-                self.conversation.put(Message(reply.item_id, Role.ASSISTANT, heard_text, cut_off=True))
+                message = Message(reply.item_id, Role.ASSISTANT, heard_text, cut_off=True, unheard=unheard)
+                self.conversation.put(message)
             if reply.started:
-                evidence = heard.evidence.value
-                self._emit(ev.ReplyTruncated(self._at(), reply.reply_id, reply.item_id, heard_text, heard.ms, evidence))
+                self._emit(
+                    ev.ReplyTruncated(
+                        self._at(),
+                        reply.reply_id,
+                        reply.item_id,
+                        heard_text,
+                        heard.ms,
+                        heard.evidence.value,
+                        heard.error_ms,
+                    )
+                )
             self._tell_finished(reply, "cancelled")
             self._clear()
             self._command(Remember(self.conversation.snapshot()))
@@ -379,7 +435,7 @@ class FloorKeeper:
             self._metrics.barge_in_stop_s.observe(max(0.0, last_audible_s - self._overlap_since_s))
             self._overlap_since_s = None
         if reply.ended and self._playout.drained:
-            self.signal(Own.REPLY_ENDED)
+            self._sent_to_the_end(reply)
 
     def _tell_trace(self, reply: Reply) -> None:
         trace = reply.trace

@@ -138,6 +138,9 @@ class Ledger:
     def reply_of_item(self, item_id: str) -> str | None:
         return next((rid for rid, reply in self._replies.items() if reply.item_id == item_id), None)
 
+    def sent_samples(self, reply_id: str) -> int:
+        return self._replies[reply_id].sent_samples
+
     def sent_ms(self, reply_id: str) -> float:
         return samples_to_ms(self._replies[reply_id].sent_samples)
 

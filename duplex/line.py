@@ -17,12 +17,16 @@ from duplex.frames import Image, Packet, Samples
 
 @dataclass(frozen=True, slots=True)
 class OutPacket:
-    """20 ms to be played: float32[480] at 24 kHz. ``reply_id`` is None for silence between replies."""
+    """20 ms to be played: float32[480] at 24 kHz. ``reply_id`` is None for silence between replies.
+
+    ``aside``: it belongs to no reply either, but is to be heard.
+    """
 
     pts: int
     samples: Samples
     reply_id: str | None = None
     item_id: str | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

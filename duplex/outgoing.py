@@ -1,4 +1,4 @@
-"""The way out: every 20 ms a packet for the line, from the playout if a reply is playing, else silence.
+"""The way out: every 20 ms a packet for the line, from the playout if a reply is playing, else silence or an aside.
 
 Keeps the wire's own timeline (samples sent, silence included), enters every packet in the ledger, and
 remembers the last packets so that what the line has not put on the wire yet can be taken back.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from duplex.agent import Aside, AsideKind
+from duplex.asides import AsideQueue
 from duplex.config import PlayoutConfig
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples
 from duplex.ledger import Ledger
@@ -44,6 +46,7 @@ class Outgoing:
         self._packets = 0
         self._epoch_s = 0.0
         self._recent: deque[Sent] = deque(maxlen=64)
+        self._asides = AsideQueue()
         self.last_audible_s = 0.0
 
     def start(self, now_s: float) -> None:
@@ -64,8 +67,27 @@ class Outgoing:
                 return
             yield self._send_one(now_s, reply)
 
+    def speak_aside(self, aside: Aside) -> bool:
+        """Begins to speak it, if nothing is being said."""
+        return not self._talking and self._asides.begin(aside)
+
+    def cut_aside(self, kind: AsideKind) -> None:
+        """Fades an aside of that kind, if one is being spoken."""
+        if self._asides.playing is kind:
+            self._asides.cut()
+
+    @property
+    def _talking(self) -> bool:
+        return self._playout.state in (State.PLAYING, State.FADING) and not self._playout.drained
+
     def _send_one(self, now_s: float, reply: Reply | None) -> Sent:
+        if self._asides.playing is AsideKind.BACKCHANNEL and self._talking:
+            self._asides.cut()  # the reply has come; the fade lies over its first packet
+        elif self._asides.playing is not None:
+            return self._send_aside(now_s)
         taken = self._playout.take()
+        if (tail := self._asides.take()) is not None:
+            taken = replace(taken, samples=taken.samples + tail)
         if taken.underrun:
             self._metrics.underruns.inc()
         real = taken.end_samples - taken.start_samples
@@ -82,6 +104,16 @@ class Outgoing:
             self.last_audible_s = now_s
         if reply is not None and real:
             self._ledger.send(reply.reply_id, pts + PACKET_SAMPLES, taken.end_samples, real, now_s)
+        return sent
+
+    def _send_aside(self, now_s: float) -> Sent:
+        samples = self._asides.take()
+        assert samples is not None
+        self._line.send(OutPacket(self._packets * PACKET_SAMPLES, samples, aside=True))
+        self._packets += 1
+        sent = Sent(None, samples, 0, audible=False)  # not of a reply, so no one waits for it
+        self._recent.append(sent)
+        self.last_audible_s = now_s
         return sent
 
     def take_back(self, reply: Reply) -> None:

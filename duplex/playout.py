@@ -39,8 +39,8 @@ class Playout:
     """Holds one reply at a time. ``max_reply_s`` bounds what a runaway talker can queue."""
 
     def __init__(self, *, fade_out_ms: int = 20, fade_in_ms: int = 20, max_reply_s: float = 120.0) -> None:
-        self._fade_out = _ramp(ms_to_samples(fade_out_ms))[::-1]
-        self._fade_in = _ramp(ms_to_samples(fade_in_ms))
+        self._fade_out = ramp(ms_to_samples(fade_out_ms))[::-1]
+        self._fade_in = ramp(ms_to_samples(fade_in_ms))
         self._max_samples = round(max_reply_s * SAMPLE_RATE_HZ)
         self.reset()
 
@@ -151,6 +151,6 @@ class Playout:
         return packet
 
 
-def _ramp(n: int) -> Samples:
+def ramp(n: int) -> Samples:
     """Raised cosine from 0 to 1 over n samples: no corner at either end, so no click."""
     return (0.5 - 0.5 * np.cos(np.pi * (np.arange(n) + 0.5) / max(n, 1))).astype(np.float32)

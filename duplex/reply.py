@@ -18,6 +18,8 @@ class Reply:
     public: bool = False
     started: bool = False  # its first packet went out
     ended: bool = False  # the agent has no more of it
+    sent_all_at_s: float | None = None  # its last packet went out; it may still be on its way to the ear
+    dead_air_told: bool = False
     error: str | None = None
     text: str = ""
     unannounced_text: list[str] = field(default_factory=list)

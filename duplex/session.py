@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import fields, replace
 
 from duplex import events as ev
 from duplex import requests as rq
@@ -27,6 +28,7 @@ from duplex.agent import (
     AgentEvent,
     AgentSession,
     AgentSettings,
+    Aside,
     Configure,
     Fault,
     FinalTranscript,
@@ -43,7 +45,7 @@ from duplex.agent import (
 from duplex.clock import Clock
 from duplex.config import SessionConfig
 from duplex.conversation import Conversation, Message
-from duplex.errors import DuplexError, InvalidEventError
+from duplex.errors import ConfigError, DuplexError, InvalidEventError
 from duplex.floor import FloorKeeper
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, ms_to_samples, samples_to_ms
 from duplex.ledger import Ledger
@@ -51,7 +53,7 @@ from duplex.line import Line
 from duplex.metrics import Metrics
 from duplex.outgoing import PACKET_S, Outgoing
 from duplex.playout import Playout
-from duplex.turn import Own, TurnMachine, User
+from duplex.turn import Floor, Own, TurnMachine, User
 
 log = logging.getLogger("duplex.session")
 
@@ -235,6 +237,8 @@ class Session:
             case ReplyEnd(reply_id=reply_id):
                 if reply := floor.current(reply_id):
                     floor.end_audio(reply, event)
+            case Aside():
+                self._speak_aside(event)
             case Mark(name=name, at_s=at_s, reply_id=reply_id):
                 if reply_id is None:
                     floor.open_turn().marks[name] = at_s
@@ -244,6 +248,11 @@ class Session:
                 if fatal:
                     raise error
                 self._tell_error(error)
+
+    def _speak_aside(self, aside: Aside) -> None:
+        """Only where nobody else's words are in the way: nothing of ours is playing, or about to."""
+        if self._floor.machine.floor in (Floor.LISTENING, Floor.THINKING) and self._out.speak_aside(aside):
+            self._line.emit(ev.AsideStarted(self._at(), aside.kind, aside.text))
 
     # --- the wire --------------------------------------------------------------------------------
 
@@ -270,12 +279,7 @@ class Session:
         floor = self._floor
         match request:
             case rq.UpdateSettings(settings=changes):
-                self.settings = AgentSettings(
-                    instructions=self.settings.instructions if changes.instructions is None else changes.instructions,
-                    voice=self.settings.voice if changes.voice is None else changes.voice,
-                )
-                self._command(Configure(self.settings))
-                self._line.emit(ev.SessionUpdated(self._at(), self.settings))
+                self._configure(changes)
             case rq.CommitInput():
                 if floor.turn is None or floor.turn.committed:
                     raise InvalidEventError("There is no speech to commit.", code="input_audio_buffer_commit_empty")
@@ -305,6 +309,17 @@ class Session:
                 self._truncate(item_id, audio_end_ms)
             case rq.AcknowledgePlayout(reply_id=reply_id, played_ms=played_ms):
                 self.ledger.acknowledge(reply_id, played_ms, self._clock.now())
+
+    def _configure(self, changes: AgentSettings) -> None:
+        """Settings that are None in ``changes`` stay as they are; one that cannot be honoured changes nothing."""
+        given = {f.name: value for f in fields(changes) if (value := getattr(changes, f.name)) is not None}
+        settings = replace(self.settings, **given)
+        try:
+            self._command(Configure(settings))
+        except ConfigError as error:
+            raise InvalidEventError(str(error), param="session") from error
+        self.settings = settings
+        self._line.emit(ev.SessionUpdated(self._at(), settings))
 
     def _truncate(self, item_id: str, audio_end_ms: float) -> None:
         reply_id = self.ledger.reply_of_item(item_id)

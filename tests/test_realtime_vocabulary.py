@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from duplex import events as ev
 from duplex import requests as rq
-from duplex.agent import AgentSettings, Word
+from duplex.agent import AgentSettings, AsideKind, Word
 from duplex.conversation import Role
 from duplex.errors import InvalidEventError, ProtocolError, TooLargeError, UnsupportedError
 from duplex.frames import PACKET_SAMPLES, silence
@@ -59,6 +59,7 @@ ONE_OF_EACH: tuple[ev.Event, ...] = (
     ev.ReplyResumed(AT, "resp_1"),
     ev.ReplyTruncated(AT, "resp_1", "item_2", "Paris,", 400.4, "ack"),
     ev.ReplyFinished(AT, "resp_1", "item_2", "cancelled", "Paris, I think.", 900.0),
+    ev.AsideStarted(AT, AsideKind.BACKCHANNEL, "Mm-hm."),
     ev.TurnTraced(AT, "item_1", "resp_1", (("commit", 300.0),), (("thinker", 100.0, 250.0),), 20.0, 320.0, 300.0, True),
     ev.ErrorRaised(AT, "AgentFaultError", "The talker stopped.", None, None),
     ev.SessionClosed(AT, "bye"),
@@ -364,7 +365,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("session.audio.input.turn_detection.silence_duration_ms", 2000, "thresholds"),
         ("session.audio.input.turn_detection.idle_timeout_ms", 5000, "leave this field out"),
         ("session.audio.input.turn_detection.interrupt_response", False, "leave this field out"),
-        ("session.audio.input.turn_detection.eagerness", "low", "leave this field out"),
+        ("session.audio.input.turn_detection.eagerness", "keen", "auto"),
         ("session.audio.input.noise_reduction", {"type": "near_field"}, "before sending"),
         ("session.audio.input.transcription.language", "de", "'en'"),
         ("session.tools", [{"type": "function", "name": "f"}], "tools"),

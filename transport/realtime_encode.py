@@ -89,6 +89,8 @@ class Encoder:
                     self.event("conversation.item.added", previous_item_id=previous, item=item),
                     self.event("conversation.item.done", previous_item_id=previous, item=item),
                 ]
+            case ev.AsideStarted(kind=kind, text=text):
+                return [self._extension("aside", event.at, purpose=kind.value, transcript=text)]
             case ev.TurnTraced():
                 return [self._trace(event)]
             case (
@@ -104,10 +106,12 @@ class Encoder:
                 return self._assistant(event)
 
     def audio(self, packet: OutPacket) -> Wire | None:
-        """A packet of a reply as an audio delta; None if it is silence or the client wants text only."""
-        if packet.reply_id is None or self.modality != "audio":
+        """A packet as an audio delta; None if it is silence or the client wants text only."""
+        if not (packet.reply_id or packet.aside) or self.modality != "audio":
             return None
         delta = base64.b64encode(to_pcm16(packet.samples)).decode("ascii")
+        if packet.reply_id is None:
+            return self.event("duplex.aside.delta", delta=delta)
         return self.event("response.output_audio.delta", **_part(packet.reply_id, packet.item_id or ""), delta=delta)
 
     def item(self, item_id: str) -> Wire | None:
@@ -241,7 +245,11 @@ class Encoder:
             item_id=event.item_id,
             content_index=0,
             audio_end_ms=round(event.heard_ms),
-            duplex={"heard_text": event.heard_text, "evidence": event.evidence},
+            duplex={
+                "heard_text": event.heard_text,
+                "evidence": event.evidence,
+                "error_ms": round(event.error_ms, 1),
+            },
         )
 
     def _reply_finished(self, event: ev.ReplyFinished) -> list[Wire]:

@@ -72,12 +72,18 @@ class Voice:
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """A flat table of numbers, texts, yes and no, that the agent itself validates; at most 64 of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Language:
     """The language the listener understands."""
 
 
-Rule = Only | Text | Table | Voice | Language
+Rule = Only | Text | Table | Voice | Settings | Language
 
+PRESET_OF_EAGERNESS = {"low": "patient", "medium": "balanced", "high": "eager"}
 _PCM_ADVICE = f'Use {{"type": "audio/pcm", "rate": {SAMPLE_RATE_HZ}}}: 16-bit little-endian mono.'
 _FORMAT = Table(
     {"type": Only(("audio/pcm",), _PCM_ADVICE), "rate": Only((SAMPLE_RATE_HZ,), _PCM_ADVICE)}, advice=_PCM_ADVICE
@@ -90,7 +96,7 @@ _TURN_DETECTION = Table(
         "type": Only(("server_vad", "semantic_vad"), 'Use "server_vad" or "semantic_vad".'),
         "create_response": Only((True, None), _TURNS_ADVICE),
         "interrupt_response": Only((True, None), _TURNS_ADVICE),
-        "eagerness": Only(("auto", "medium", None), _TURNS_ADVICE),
+        "eagerness": Only(("auto", *PRESET_OF_EAGERNESS, None), 'Use "low", "medium", "high" or "auto".'),
         "threshold": Only((0.5, None), _TURNS_ADVICE),
         "prefix_padding_ms": Only((300, None), _TURNS_ADVICE),
         "silence_duration_ms": Only((500, None), _TURNS_ADVICE),
@@ -137,6 +143,7 @@ SESSION = Table(
                 ),
             }
         ),
+        "duplex": Table({"turn_taking": Settings()}),
         "tools": NO_TOOLS,
         "tool_choice": Only(("auto", "none", None), "This server calls no tools yet."),
         "parallel_tool_calls": Only((True, False, None), "true, false or null."),
@@ -169,10 +176,18 @@ def read_session(session: Any, defaults: SessionDefaults, path: str = "session")
         settings=AgentSettings(
             instructions=session.get("instructions"),
             voice=None if voice in OPENAI_VOICES and voice not in defaults.voices else voice,
+            turn_taking=_turn_taking(session, heard),
         ),
         modality=modalities[0] if modalities else None,
         transcribe=heard["transcription"] is not None if "transcription" in heard else None,
     )
+
+
+def _turn_taking(session: Mapping[str, Any], heard: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Our own table if there is one, on top of the preset that the standard field stands for; None for neither."""
+    preset = PRESET_OF_EAGERNESS.get((heard.get("turn_detection") or {}).get("eagerness"))
+    own = (session.get("duplex") or {}).get("turn_taking") or {}
+    return {**({} if preset is None else {"preset": preset}), **own} or None
 
 
 def check(rule: Rule, value: Any, path: str, defaults: SessionDefaults) -> None:
@@ -202,6 +217,18 @@ def check(rule: Rule, value: Any, path: str, defaults: SessionDefaults) -> None:
                     f"{path} = {shown(value)} is not a voice of this agent. It has: {', '.join(defaults.voices)}.",
                     param=path,
                 )
+        case Settings():
+            if value is None:
+                return
+            table = as_table(value, path)
+            if len(table) > 64:
+                raise TooLargeError(f"{path} has {len(table)} settings; at most 64 are taken.", param=path)
+            for name, inner in table.items():
+                if not isinstance(inner, str | int | float | bool):
+                    raise InvalidEventError(
+                        f"{path}.{name} must be a text, a number, true or false; got {shown(inner)}.",
+                        param=f"{path}.{name}",
+                    )
         case Language():
             if value is not None and as_text(value, path, 200).split("-")[0] != defaults.language:
                 raise UnsupportedError(
@@ -268,7 +295,7 @@ def session_object(
                 "noise_reduction": None,
                 "turn_detection": {
                     "type": "semantic_vad",
-                    "eagerness": "auto",
+                    "eagerness": _eagerness(settings.turn_taking),
                     "create_response": True,
                     "interrupt_response": True,
                 },
@@ -279,6 +306,7 @@ def session_object(
                 "speed": 1.0,
             },
         },
+        "duplex": {"turn_taking": dict(settings.turn_taking or {})},
         "tools": [],
         "tool_choice": "auto",
         "max_output_tokens": "inf",
@@ -286,3 +314,8 @@ def session_object(
         "tracing": None,
         "include": None,
     }
+
+
+def _eagerness(turn_taking: Mapping[str, Any] | None) -> str:
+    preset = (turn_taking or {}).get("preset")
+    return next((name for name, known in PRESET_OF_EAGERNESS.items() if known == preset), "auto")
