@@ -34,6 +34,8 @@ class AgentInfo:
     """``packets_per_frame``: the agent's frame in 20 ms packets (a cascade 1, the Moshi family 4).
 
     ``native``: takes the floor by itself; the turn machine then watches instead of commanding.
+    ``deterministic``: the same frames and commands give the same output, within step and collect, so that a
+    replay may run it anew.
     """
 
     name: str
@@ -41,6 +43,7 @@ class AgentInfo:
     native: bool = False
     takes_images: bool = False
     voices: tuple[str, ...] = ()
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,11 @@ AgentFactory = Callable[[Mapping[str, Any]], Agent]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One step's input. ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none)."""
+    """One step's input.
+
+    ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none). ``reply_left_s``: how
+    much of our reply is still to be heard, once its end is known.
+    """
 
     frame: Frame
     reference: Samples
@@ -102,6 +109,7 @@ class Heard:
     floor_since_s: float
     now_s: float
     image: Image | None = None
+    reply_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

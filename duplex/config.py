@@ -72,6 +72,31 @@ class CameraConfig(Settings):
     jpeg_quality: int = Field(80, ge=10, le=95)
 
 
+class RecordConfig(Settings):
+    """The table ``[record]``: whether sessions are written down, how, and for how long they are kept.
+
+    ``redact``: "audio" stores no sound and no pictures, "text" none of the words said or written, "all" neither.
+    The oldest recordings go first when one of the limits is passed; one that is being written never goes.
+    """
+
+    dir: Path | None = Field(None, description="where to; nothing is recorded without it")
+    audio: Literal["flac", "opus"] = "flac"
+    redact: Literal["none", "audio", "text", "all"] = "none"
+    images: bool = True
+    max_sessions: int = Field(1000, ge=1)
+    max_total_mb: float = Field(10_000.0, gt=0)
+    max_age_days: float = Field(30.0, gt=0)
+    queue_entries: int = Field(4096, ge=64, description="what the disk may lag behind before recording stops")
+
+    @property
+    def keeps_sound(self) -> bool:
+        return self.redact in ("none", "text")
+
+    @property
+    def keeps_text(self) -> bool:
+        return self.redact in ("none", "audio")
+
+
 class AgentConfig(Settings):
     """``name``: an entry point of ``duplex.agents``. ``options``: that agent's own table, validated by it."""
 
@@ -83,6 +108,7 @@ class Config(Settings):
     server: ServerConfig = ServerConfig()
     session: SessionConfig = SessionConfig()
     camera: CameraConfig = CameraConfig()
+    record: RecordConfig = RecordConfig()
     agent: AgentConfig = AgentConfig()
 
 
@@ -106,12 +132,17 @@ def load_config(
     for name, text in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENV_PREFIX) and name not in _NOT_SETTINGS:
             _assign(merged, name.removeprefix(ENV_PREFIX).lower().split("__"), _value(text), name)
+    assign(merged, assignments)
+    return validated(Config, merged)
+
+
+def assign(table: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Puts ``assignments`` ("server.port=9000") into a nested table. Raises ``ConfigError``."""
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set takes NAME=VALUE, got {assignment!r}.")
-        _assign(merged, key.strip().split("."), _value(text), f"--set {key.strip()}")
-    return validated(Config, merged)
+        _assign(table, key.strip().split("."), _value(text), f"--set {key.strip()}")
 
 
 def validated(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:

@@ -17,6 +17,7 @@
     │   ├── InvalidEventError       unknown type, bad field, not JSON; names the field
     │   ├── UnsupportedError        understood, and not something this server does
     │   └── TooLargeError           over a stated limit
+    ├── RecordingError              a recorded session cannot be read, or cannot be replayed
     └── TransportError              the connection failed or closed underneath us
 
 Foreign exceptions (onnxruntime, aiortc, httpx, pydantic …) are mapped onto these where they enter;
@@ -113,6 +114,10 @@ class TooLargeError(ProtocolError):
     """Over a stated limit; the message gives the limit."""
 
     code = "too_large"
+
+
+class RecordingError(DuplexError):
+    """A recording cannot be read, or not be replayed. The message says which file, and what can be done."""
 
 
 class TransportError(DuplexError):

@@ -28,6 +28,7 @@ from duplex.clock import Clock
 from duplex.config import SessionConfig
 from duplex.conversation import Conversation, Message, Role, words_after
 from duplex.errors import AgentFaultError
+from duplex.frames import SAMPLE_RATE_HZ
 from duplex.ledger import Ledger
 from duplex.metrics import Metrics
 from duplex.outgoing import Sent
@@ -35,7 +36,6 @@ from duplex.playout import Playout, State
 from duplex.reply import Reply, Turn
 from duplex.trace import TurnTrace
 from duplex.turn import Action, Floor, Own, Signal, TurnMachine, User
-
 
 _LONGEST_PLAYOUT_S = 0.5  # a far end that reports nothing newer has played it by then
 
@@ -263,6 +263,13 @@ class FloorKeeper:
     def current(self, reply_id: str) -> Reply | None:
         """The reply at hand if it is that one; anything else was dropped meanwhile."""
         return self.reply if self.reply is not None and self.reply.reply_id == reply_id else None
+
+    @property
+    def reply_left_s(self) -> float | None:
+        """What is still to be sent of the reply at hand, once its end is known."""
+        if self.reply is None or not self.reply.ended:
+            return None
+        return self._playout.queued_samples / SAMPLE_RATE_HZ
 
     def add_text(self, reply: Reply, delta: str) -> None:
         reply.text += delta

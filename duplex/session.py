@@ -197,6 +197,7 @@ class Session:
                 floor_since_s=self.machine.since_s,
                 now_s=now_s,
                 image=self._line.take_image(),
+                reply_left_s=self._floor.reply_left_s,
             )
             mind.step(heard)
         self._collect(mind)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duplex.frames import SAMPLE_RATE_HZ
-from duplex.thinker_talker.cascade_options import TurnOptions
-from duplex.thinker_talker.predictor import Ask, Edge, TurnPredictor
+from duplex.thinker_talker.predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
+from duplex.thinker_talker.turn_options import TurnOptions
 from duplex.turn import Floor, User
 
 WINDOW = 768
@@ -22,19 +22,19 @@ class Listening:
     """A predictor that is fed seconds of voice and silence, with a log of when its state changed."""
 
     predictor: TurnPredictor = field(default_factory=TurnPredictor)
-    floor: Floor = Floor.LISTENING
+    ours: OurSide = OurSide(Floor.LISTENING)
     pts: int = 0
     asks: list[tuple[float, Ask]] = field(default_factory=list)
     states: list[tuple[float, User]] = field(default_factory=list)
 
-    def feed(self, seconds: float, probability: float, level_dbfs: float = -20.0) -> Listening:
+    def feed(self, seconds: float, probability: float, level_dbfs: float = -20.0, echo: float = 0.0) -> Listening:
         for _ in range(round(seconds / WINDOW_S)):
             self.pts += WINDOW
-            self.note(self.predictor.window(self.pts, WINDOW, probability, level_dbfs, self.floor))
+            self.note(self.predictor.window(HeardWindow(self.pts, WINDOW, probability, level_dbfs, echo), self.ours))
         return self
 
-    def voice(self, seconds: float) -> Listening:
-        return self.feed(seconds, 0.95)
+    def voice(self, seconds: float, level_dbfs: float = -20.0) -> Listening:
+        return self.feed(seconds, 0.95, level_dbfs)
 
     def quiet(self, seconds: float) -> Listening:
         return self.feed(seconds, 0.02)
@@ -48,10 +48,13 @@ class Listening:
         return self.reviewed()
 
     def reviewed(self) -> Listening:
-        self.note(self.predictor.review(self.floor))
+        self.note(self.predictor.review(self.ours))
         return self
 
     def note(self, user: User) -> None:
+        spread = self.predictor.probabilities()
+        assert sum(spread.values()) == pytest.approx(1.0)
+        assert spread[user] == pytest.approx(max(spread.values())), (user, spread)
         now_s = self.pts / SAMPLE_RATE_HZ
         self.asks += [(now_s, ask) for ask in self.predictor.asks]
         self.predictor.asks.clear()
@@ -88,17 +91,19 @@ def test_a_likely_end_is_taken_early() -> None:
 
 def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
     listening = Listening().voice(1.0).quiet(1.5)
-    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.5, abs=WINDOW_S)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.5, abs=2 * WINDOW_S)
 
 
 @pytest.mark.parametrize(
     ("prosody", "words", "needed_s"),
     [
         (0.9, "I am done.", 0.3),
-        (0.39, "I am done.", 0.51),
-        (0.0, "I am done.", 0.9),
-        (0.9, "I would like a", 0.8),
-        (0.0, "And then,", 1.4),
+        (0.4, "I am done.", 0.46),
+        (0.0, "I am done.", 0.92),
+        (0.9, "I would like a", 0.69),
+        (0.0, "And then,", 1.6),
+        (0.9, "I'd like, um", 1.02),
+        (0.9, "It's four one five", 0.59),
     ],
 )
 def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, needed_s: float) -> None:
@@ -142,7 +147,7 @@ def test_going_on_makes_old_answers_worthless() -> None:
 
 
 def over_us() -> Listening:
-    return Listening(floor=Floor.SPEAKING)
+    return Listening(ours=OurSide(Floor.SPEAKING))
 
 
 def test_speech_over_ours_is_speaking_within_two_windows() -> None:
@@ -181,7 +186,7 @@ def test_without_words_its_length_decides() -> None:
 def test_after_interrupting_it_is_a_turn_like_any_other() -> None:
     listening = over_us().voice(1.0)
     assert User.INTERRUPTING in listening.users
-    listening.floor = Floor.LISTENING
+    listening.ours = OurSide(Floor.LISTENING)
     listening.voice(0.5).quiet(0.128).prosody(0.9).words("What about Spain?").quiet(0.6)
     assert listening.users[-1] is User.TURN_COMPLETE
 
@@ -206,18 +211,18 @@ def test_edges_name_the_first_and_last_voiced_sample() -> None:
     )
 )
 def test_whatever_comes_it_answers_and_forgets_cleanly(script: list[tuple[str, object]]) -> None:
-    predictor, floor, pts = TurnPredictor(TurnOptions()), Floor.LISTENING, 0
+    predictor, ours, pts = TurnPredictor(TurnOptions()), OurSide(Floor.LISTENING), 0
     for kind, value in script:
         match kind, value:
             case "window", float(p):
                 pts += WINDOW
-                assert isinstance(predictor.window(pts, WINDOW, p, -60.0 * p, floor), User)
+                assert isinstance(predictor.window(HeardWindow(pts, WINDOW, p, -60.0 * p), ours), User)
             case "prosody", float(p):
                 predictor.prosody(p, pts)
             case "final", str(text):
                 predictor.transcript(text, 0.5, final=True, asked_pts=pts)
             case "floor", Floor() as new:
-                floor = new
+                ours = OurSide(new)
         assert predictor.quiet_s >= 0
         predictor.asks.clear()
     predictor.reset()

@@ -34,11 +34,13 @@ from duplex.agent import (
     AgentInfo,
     AgentSession,
     AgentSettings,
+    AsideKind,
     BeginReply,
     CommitTurn,
     Configure,
     DropReply,
     Fault,
+    FillSilence,
     FinalTranscript,
     ForgetTurn,
     Heard,
@@ -47,6 +49,7 @@ from duplex.agent import (
     Remember,
     ReopenTurn,
     ReplyEnd,
+    ReplyText,
     SpeechStarted,
     SpeechStopped,
     UserState,
@@ -59,11 +62,14 @@ from duplex.frames import SAMPLE_RATE_HZ, Image, Samples
 from duplex.turn import Floor, User
 
 from . import thinker as th
+from .aside_work import speak_aside
 from .cascade_options import CascadeOptions
 from .ear import Window
+from .encouragement import Encouragement
 from .engines import Engines, load_engines, voices_of
+from .intonation import pitch_hz
 from .listener import Transcript
-from .predictor import Ask, Edge, TurnPredictor
+from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
 from .reply_work import ReplyWork
 
 _PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
@@ -134,11 +140,14 @@ class CascadeSession:
         # Appended to by workers, emptied by collect. Bounded by what feeds it: the ear's queue, one answer
         # for each request to a model, and a reply's length (max_reply_tokens).
         self._inbox: deque[AgentEvent | Window | Transcript | _Prosody] = deque()
-        self._predictor = TurnPredictor(options.turn)
+        self._predictor = TurnPredictor(options.turn.with_overrides(settings.turn_taking))
+        self._encouragement = Encouragement()
         self._thinker = engines.thinker.open()
         self._stream = engines.listener.open(self._post)
         self._ear = engines.ear.open(self._take_window)
-        self._floor = Floor.LISTENING
+        self._ours = OurSide(Floor.LISTENING)
+        self._latest_reply = ""  # the reply begun last ...
+        self._asks = False  # ... and whether it asks something, as far as it goes
         self._recent: deque[Samples] = deque(maxlen=_PRE_ROLL_WINDOWS)
         self._turn_audio: deque[Samples] = deque(maxlen=_PROSODY_WINDOWS)
         self._listening = False  # the current stretch goes to the listener
@@ -151,6 +160,7 @@ class CascadeSession:
         self._committed: dict[str, str] = {}
         self._awaiting: str | None = None  # a committed turn whose words are still to come
         self._awaiting_from_pts = 0
+        self._awaiting_since_s = 0.0
         self._waiting_reply: BeginReply | None = None  # to begin when the words are there
         self._works: dict[str, ReplyWork] = {}
         self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
@@ -161,7 +171,9 @@ class CascadeSession:
     # --- the session's side ----------------------------------------------------------------------
 
     def step(self, heard: Heard) -> None:
-        self._floor = heard.floor
+        self._ours = OurSide(heard.floor, heard.reply_left_s, self._asks)
+        if self._awaiting is not None and heard.now_s - self._awaiting_since_s > self._options.listener_limit_s:
+            self._do_without_words(self._awaiting)
         if heard.image is not None:
             self._images.append(heard.image)
         self._ear.hear(heard.frame.pts, heard.frame.samples)
@@ -177,6 +189,10 @@ class CascadeSession:
                 case _Prosody(probability=probability, asked_pts=asked_pts):
                     self._predictor.prosody(probability, asked_pts)
                     self._judged(out)
+                case ReplyText(reply_id=reply_id, delta=delta) as text:
+                    if reply_id == self._latest_reply:
+                        self._asks = delta.rstrip().endswith("?")
+                    out.append(text)
                 case ReplyEnd() as end:
                     self._works.pop(end.reply_id, None)
                     out.append(end)
@@ -204,7 +220,11 @@ class CascadeSession:
             case Remember(history=history):
                 self._history = history
                 self._read_ahead("")
+            case FillSilence() if self._options.dead_air:
+                talker = self._engines.talker(self._settings.voice)
+                speak_aside(AsideKind.DEAD_AIR, self._options.dead_air, talker, self._post)
             case Configure(settings=settings):
+                self._predictor.options = self._options.turn.with_overrides(settings.turn_taking)
                 self._settings = settings
                 self._read_ahead("")
             case _:
@@ -238,7 +258,9 @@ class CascadeSession:
     def _take(self, window: Window, out: list[AgentEvent]) -> None:
         self._pts = window.end_pts
         n_samples = len(window.samples_16k) * SAMPLE_RATE_HZ // 16_000
-        self._predictor.window(window.end_pts, n_samples, window.probability, window.level_dbfs, self._floor)
+        pitch = pitch_hz(window.samples_16k) if self._predictor.voice else None
+        heard = HeardWindow(window.end_pts, n_samples, window.probability, window.level_dbfs, pitch_hz=pitch)
+        self._predictor.window(heard, self._ours)
         if self._predictor.in_stretch and not self._listening:
             self._start_listening()
         if self._listening:
@@ -261,13 +283,15 @@ class CascadeSession:
     def _judged(self, out: list[AgentEvent], *, judge: bool = True) -> None:
         """Reports what the predictor thinks and asks for what it wants to know."""
         predictor = self._predictor
-        user = predictor.review(self._floor) if judge else predictor.user
+        user = predictor.review(self._ours) if judge else predictor.user
         for edge, pts in predictor.edges:
             if edge is Edge.STARTED:
                 self._final = None
             out.append(SpeechStarted(pts) if edge is Edge.STARTED else SpeechStopped(pts))
         predictor.edges.clear()
-        out.append(UserState(self._pts, user, dict(predictor.evidence)))
+        out.append(UserState(self._pts, user, dict(predictor.evidence), predictor.probabilities()))
+        if user is User.PAUSED_INCOMPLETE:
+            self._encourage()
         for ask in predictor.asks:
             self._ask(ask, out)
         predictor.asks.clear()
@@ -275,6 +299,15 @@ class CascadeSession:
             self._listening = False
             if user in (User.BACKCHANNEL, User.NOT_ADDRESSED, User.IDLE):
                 self._forget()
+
+    def _encourage(self) -> None:
+        predictor = self._predictor
+        needed_s = predictor.evidence.get("silence_needed_s", 0.0)
+        phrase = self._encouragement.phrase(
+            predictor.user, self._ours.floor, predictor.voiced_s, predictor.quiet_s, needed_s, predictor.options
+        )
+        if phrase is not None:
+            speak_aside(AsideKind.BACKCHANNEL, phrase, self._engines.talker(self._settings.voice), self._post)
 
     def _ask(self, ask: Ask, out: list[AgentEvent]) -> None:
         if ask is Ask.PROSODY:
@@ -326,8 +359,9 @@ class CascadeSession:
 
     def _commit(self, turn_id: str) -> None:
         voiced_pts = self._predictor.last_voiced_pts
-        self._predictor.forget()
+        self._predictor.committed()
         self._listening = False
+        self._awaiting_since_s = self._clock.now()
         if self._final is not None:
             self._settle(turn_id, self._final)
             return
@@ -336,6 +370,12 @@ class CascadeSession:
             self._last_request += 1
             self._asked_pts[self._last_request] = self._pts
             self._stream.request("final", self._last_request)
+
+    def _do_without_words(self, turn_id: str) -> None:
+        limit_s = self._options.listener_limit_s
+        self._post(Fault(AgentFaultError(f"The listener gave no words within {limit_s:g} s; going on without them.")))
+        self._asked_pts.clear()
+        self._settle(turn_id, self._partial)
 
     def _settle(self, turn_id: str, text: str, out: list[AgentEvent] | None = None) -> None:
         """A committed turn's words are known."""
@@ -375,6 +415,7 @@ class CascadeSession:
         if said == "":  # sound without words: nothing to answer
             self._post(ReplyEnd(command.reply_id))
             return
+        self._latest_reply, self._asks = command.reply_id, False
         work = ReplyWork(command.reply_id, self._clock, self._post)
         self._works[command.reply_id] = work
         request = th.ThinkRequest(
@@ -395,6 +436,8 @@ class CascadeSession:
                 continue
             text = f"{message.text} —" if message.cut_off else message.text
             messages.append(th.Message(_ROLES[message.role], text, message.images))
+            if message.unheard and self._options.tell_unheard:
+                messages.append(th.Message("system", _UNHEARD.format(_first_words(message.unheard))))
         if said is not None:
             pictures: tuple[Image, ...] = ()
             if self._engines.thinker.takes_images and self._options.images_per_prompt:
@@ -405,6 +448,15 @@ class CascadeSession:
     def _read_ahead(self, said: str) -> None:
         """Lets the thinker read what the next prompt will begin with, while nobody waits for it."""
         self._thinker.prefill(self._prompt(self._history, said or None))
+
+
+_UNHEARD = "The user interrupted you and did not hear the rest: {}"
+_UNHEARD_WORDS = 40
+
+
+def _first_words(text: str) -> str:
+    words = text.split()
+    return " ".join(words[:_UNHEARD_WORDS]) + (" …" if len(words) > _UNHEARD_WORDS else "")
 
 
 _ROLES: Mapping[Role, th.Role] = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}

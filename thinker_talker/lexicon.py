@@ -24,6 +24,16 @@ HANGING_WORDS = frozenset(
 # ... but a question may: "Where is it from?", "What is it to you?", "Who?"
 HANGING_EXCEPT = frozenset("are as at by for from in is of on to was were when where which who why with".split())
 
+FILLERS = frozenset("um uh uhm er erm hmm hm".split())
+ANSWERS = frozenset(
+    "yes yeah yep yup no nope nah sure okay ok right correct exactly absolutely definitely please maybe perhaps".split()
+)
+NUMBERS = frozenset(
+    "zero oh one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double "
+    "triple".split()
+)
+
 _WORD = re.compile(r"[a-z0-9']+(?:-[a-z]+)*")
 
 
@@ -68,3 +78,33 @@ def is_hanging(text: str) -> bool:
     if stripped.endswith("?") and words[-1] in HANGING_EXCEPT:
         return False
     return words[-1] in HANGING_WORDS
+
+
+def is_finished(text: str) -> bool:
+    """The listener heard a sentence to its end."""
+    return text.rstrip().endswith((".", "?", "!"))
+
+
+def ends_with_filler(text: str) -> bool:
+    """The speaker holds the floor with a sound: "I'd like, um"."""
+    words = words_of(text)
+    return bool(words) and words[-1] in FILLERS
+
+
+def is_counting(text: str) -> bool:
+    """Numbers in a row at the end, as people dictate them; more may come: "It's four one five", "555, 0123"."""
+    run = 0
+    for word in reversed(words_of(text)):
+        if word.isdigit():
+            run += len(word)
+        elif word in NUMBERS:
+            run += 1
+        else:
+            break
+    return run >= 2
+
+
+def is_answer(text: str) -> bool:
+    """Begins with what answers a question: "Yes.", "no thanks", "sure"."""
+    words = words_of(text)
+    return bool(words) and words[0] in ANSWERS

@@ -3,29 +3,37 @@
 Theory of operation
 -------------------
 Pure and causal: windows of voice probability, end-of-turn probabilities and transcripts come in as
-arguments, with the pts they speak of; a :class:`~duplex.turn.User` state comes out, and a list of what
-to ask the models next. Nothing here waits, and nothing asks for the time.
+arguments, with the pts they speak of; a :class:`~duplex.turn.User` state comes out, with a distribution over
+all of them, and a list of what to ask the models next. Nothing here waits, and nothing asks for the time.
 
-Voice activity cuts the stream into *speech* and *pauses*. Who holds the floor decides what they mean:
+Voice activity cuts the stream into *stretches* of speech and pauses. Who holds the floor decides what they mean:
 
 * The floor is the user's. A pause starts speculation at once (PAUSED_INCOMPLETE) and asks two models:
-  has the speaker finished, by ear (prosody) and by words? Their answers shorten or lengthen the silence
-  that ends the turn (:meth:`TurnPredictor.silence_needed_s`); with no answer it is a plain timer.
-* The floor is ours. Speech is an overlap: SPEAKING until its words, or its length, say which kind.
-  "Stop" and words of content interrupt at once; so does an overlap that goes on. One that ends is judged
-  by its words: encouragement, or nothing intelligible, hands the floor back to us.
+  has the speaker finished, by ear (prosody) and by words? What they say moves the silence that ends the turn
+  (:func:`~.evidence.silence_needed_s`).
+* The floor is ours. Speech is an overlap: SPEAKING until the evidence says which kind
+  (:func:`~.evidence.overlap_logits`). What our own voice explains, or what is far fainter than this user usually
+  is, does not begin one.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from duplex.frames import SAMPLE_RATE_HZ
 from duplex.turn import Floor, User
 
-from .cascade_options import TurnOptions
-from .lexicon import content_words, is_backchannel, is_hanging, says_stop
+from .evidence import Overlap, Pause, completeness, overlap_logits, sigmoid, silence_needed_s, softmax
+from .intonation import PitchContour
+from .lexicon import is_hanging
+from .loudness import UsualLevel
+from .turn_options import TurnOptions
+
+_SOFTNESS_S = 0.05  # how sharply the probability of a turn's end rises around the silence that ends it
+_QUESTION_WINDOW_S = 1.0  # an answer may begin this long before our question is over
 
 
 class Ask(Enum):
@@ -41,6 +49,34 @@ class Edge(Enum):
     STOPPED = "stopped"
 
 
+@dataclass(frozen=True, slots=True)
+class HeardWindow:
+    """One window of what was heard, ``n_samples`` long and ending at ``end_pts`` (24 kHz samples).
+
+    ``echo``: share of it that our own voice explains. ``pitch_hz``: of its voice, if it has one.
+    """
+
+    end_pts: int
+    n_samples: int
+    probability: float
+    level_dbfs: float
+    echo: float = 0.0
+    pitch_hz: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OurSide:
+    """What the predictor knows of us. ``left_s``: of the reply that is playing, if its end is known."""
+
+    floor: Floor
+    left_s: float | None = None
+    asks: bool = False  # the reply ends in a question
+
+    @property
+    def speaking(self) -> bool:
+        return self.floor in (Floor.SPEAKING, Floor.HOLDING)
+
+
 @dataclass(slots=True)
 class _Stretch:
     """The user's turn in the making, or an overlap."""
@@ -49,7 +85,10 @@ class _Stretch:
     last_voiced_pts: int
     voiced_samples: int = 0
     peak_dbfs: float = -120.0  # of its loudest window
+    energy: float = 0.0  # mean-square power times samples, of its voice
+    echo: float = 0.0  # share times samples, of its voice
     overlap: bool = False  # it began over our own voice
+    our_question: bool = False
     final_text: str | None = None  # words up to the current pause
     partial_text: str = ""
     confidence: float = 0.0
@@ -58,6 +97,15 @@ class _Stretch:
     final_asked: bool = False
     last_partial_pts: int = 0
     interrupting: bool = False
+    pitch: PitchContour = field(default_factory=PitchContour)
+
+    @property
+    def voiced_s(self) -> float:
+        return self.voiced_samples / SAMPLE_RATE_HZ
+
+    @property
+    def words(self) -> str:
+        return self.final_text if self.final_text is not None else self.partial_text
 
 
 @dataclass(slots=True)
@@ -70,60 +118,76 @@ class TurnPredictor:
     asks: list[Ask] = field(default_factory=list)
     edges: list[tuple[Edge, int]] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
+    usual: UsualLevel = field(default_factory=UsualLevel)
     _stretch: _Stretch | None = None
     _onset: int = 0  # samples of voice not yet counted as speech
     _pts: int = 0
+    _overlap: Mapping[User, float] = field(default_factory=dict)  # the last overlap's logits
 
     # --- evidence in -----------------------------------------------------------------------------
 
-    def window(self, end_pts: int, n_samples: int, probability: float, level_dbfs: float, floor: Floor) -> User:
-        """One window of voice activity, ending at ``end_pts`` (24 kHz samples), ``n_samples`` long."""
-        o = self.options
-        self._pts = end_pts
-        self.evidence["voice"] = probability
-        ours = floor in (Floor.SPEAKING, Floor.HOLDING)
-        threshold = o.overlap_threshold if ours else o.speech_threshold
-        voiced = probability >= (o.silence_threshold if self.voice else threshold)
-        if self._stretch is not None:
-            self._stretch.peak_dbfs = max(self._stretch.peak_dbfs, level_dbfs)
-            # The detector holds on for 50 to 150 ms after the voice is gone; its level does not.
-            voiced = voiced and level_dbfs > self._stretch.peak_dbfs - o.silence_drop_db
-        if voiced:
-            self._voiced(end_pts, n_samples, ours)
+    def window(self, heard: HeardWindow, ours: OurSide) -> User:
+        """Takes one window; returns the user's state after it."""
+        self._pts = heard.end_pts
+        self.evidence = {"voice": heard.probability}
+        if self._is_voiced(heard, ours):
+            self._voiced(heard, ours)
         else:
             self._onset = 0
             if self.voice:
                 self.voice = False
                 assert self._stretch is not None
                 self.edges.append((Edge.STOPPED, self._stretch.last_voiced_pts))
-        self.user = self._judge(ours)
-        return self.user
+        return self.review(ours)
 
-    def _voiced(self, end_pts: int, n_samples: int, ours: bool) -> None:
+    def _is_voiced(self, heard: HeardWindow, ours: OurSide) -> bool:
+        o, stretch = self.options, self._stretch
+        threshold = o.overlap_threshold if ours.speaking else o.speech_threshold
+        if heard.probability < (o.silence_threshold if self.voice else threshold):
+            return False
+        if stretch is not None:
+            stretch.peak_dbfs = max(stretch.peak_dbfs, heard.level_dbfs)
+            # The detector holds on for 50 to 150 ms after the voice is gone; its level does not.
+            if heard.level_dbfs <= stretch.peak_dbfs - o.silence_drop_db:
+                return False
+        if not ours.speaking:
+            return True
+        if heard.echo >= o.echo_threshold and "echo" not in o.without:
+            self.evidence["echo"] = heard.echo
+            return False
+        faint = self.usual.below_db(heard.level_dbfs) >= o.faint_db and "level" not in o.without
+        return self.voice or not faint
+
+    def _voiced(self, heard: HeardWindow, ours: OurSide) -> None:
         stretch = self._stretch
         if not self.voice:
-            self._onset += n_samples
-            need_s = self.options.overlap_onset_s if ours and stretch is None else self.options.onset_s
-            if self._onset < _samples(need_s) - 1:
+            self._onset += heard.n_samples
+            if self._onset < _samples(self.options.onset_s) - 1:
                 return
             self.voice = True
+            start = heard.end_pts - self._onset
             if stretch is None:
-                start = end_pts - self._onset
-                stretch = self._stretch = _Stretch(start, end_pts, overlap=ours, last_partial_pts=start)
+                stretch = self._stretch = _Stretch(start, heard.end_pts, last_partial_pts=start)
                 self.edges.append((Edge.STARTED, start))
             else:
                 stretch.final_text, stretch.prosody = None, None
                 stretch.prosody_asked, stretch.final_asked = 0, False
-                self.edges.append((Edge.STARTED, end_pts - self._onset))
-            stretch.voiced_samples += self._onset - n_samples
+                self.edges.append((Edge.STARTED, start))
+            stretch.voiced_samples += self._onset - heard.n_samples
             self._onset = 0
         assert stretch is not None
-        stretch.voiced_samples += n_samples
-        stretch.last_voiced_pts = end_pts
+        stretch.voiced_samples += heard.n_samples
+        stretch.energy += 10.0 ** (heard.level_dbfs / 10.0) * heard.n_samples
+        stretch.echo += heard.echo * heard.n_samples
+        stretch.last_voiced_pts = heard.end_pts
+        stretch.pitch.add(heard.pitch_hz)
+        if ours.speaking and not stretch.overlap:
+            stretch.overlap = True
+            stretch.our_question = ours.asks and ours.left_s is not None and ours.left_s <= _QUESTION_WINDOW_S
 
-    def review(self, floor: Floor) -> User:
+    def review(self, ours: OurSide) -> User:
         """Judges again after new evidence, without waiting for the next window."""
-        self.user = self._judge(floor in (Floor.SPEAKING, Floor.HOLDING))
+        self.user = self._judge(ours.speaking)
         return self.user
 
     def prosody(self, probability: float, asked_pts: int) -> None:
@@ -131,7 +195,6 @@ class TurnPredictor:
         stretch = self._stretch
         if stretch is not None and not self.voice and asked_pts >= stretch.last_voiced_pts:
             stretch.prosody = probability
-            self.evidence["prosody"] = probability
 
     def transcript(self, text: str, confidence: float, *, final: bool, asked_pts: int) -> bool:
         """The listener's answer about audio up to ``asked_pts``. True if it settles the current pause's words."""
@@ -149,10 +212,9 @@ class TurnPredictor:
 
     def _judge(self, ours: bool) -> User:
         stretch = self._stretch
+        self._overlap = {}
         if stretch is None:
             return User.IDLE
-        if ours and not stretch.overlap:
-            stretch.overlap = True
         if ours and not stretch.interrupting:
             return self._judge_overlap(stretch)
         return self._judge_turn(stretch)
@@ -174,10 +236,16 @@ class TurnPredictor:
             self.asks.append(Ask.PROSODY)
         if quiet_s < self.silence_needed_s():
             return User.PAUSED_INCOMPLETE
-        if stretch.final_text == "":
+        if stretch.final_text == "" or self._is_someone_else(stretch):
             self.forget()
-            return User.NOT_ADDRESSED  # sound without words
+            return User.NOT_ADDRESSED  # sound without words, or words of somebody farther away
         return User.TURN_COMPLETE
+
+    def _is_someone_else(self, stretch: _Stretch) -> bool:
+        if "level" in self.options.without or self.usual.below_db(_level_dbfs(stretch)) < self.options.faint_db:
+            return False
+        self.usual.ignored()
+        return True
 
     def _ask_partial(self, stretch: _Stretch, every_s: float) -> None:
         if self._pts - stretch.last_partial_pts >= _samples(every_s):
@@ -197,40 +265,48 @@ class TurnPredictor:
 
     def _judge_overlap(self, stretch: _Stretch) -> User:
         o = self.options
-        voiced_s = stretch.voiced_samples / SAMPLE_RATE_HZ
-        words = stretch.final_text if stretch.final_text is not None else stretch.partial_text
-        if says_stop(words) or content_words(words) >= o.interrupt_words:
-            return self._interrupt(stretch)
-        if self.voice:
-            if voiced_s >= o.interrupt_s and not is_backchannel(words):
-                return self._interrupt(stretch)
-            self._ask_partial(stretch, o.overlap_partial_s)
-            return User.SPEAKING
         quiet_s = self.quiet_s
-        if quiet_s < o.pause_s - 1e-6:
-            return User.SPEAKING
-        self._ask_final(stretch)
-        if stretch.final_text is None:
-            if quiet_s < o.decide_limit_s:
-                return User.PAUSED_INCOMPLETE
-            return self._interrupt(stretch) if voiced_s > o.backchannel_s else self._dismiss(User.BACKCHANNEL)
-        if is_backchannel(stretch.final_text):
-            return self._dismiss(User.BACKCHANNEL)
-        if content_words(stretch.final_text) >= o.interrupt_words or voiced_s > o.backchannel_s:
-            return self._interrupt(stretch)
-        if quiet_s < o.decide_s:
-            return User.PAUSED_INCOMPLETE
-        return self._dismiss(User.BACKCHANNEL if stretch.final_text else User.NOT_ADDRESSED)
-
-    def _interrupt(self, stretch: _Stretch) -> User:
-        stretch.interrupting = True  # from here on it is a turn like any other
-        return User.INTERRUPTING
-
-    def _dismiss(self, user: User) -> User:
-        self.forget()
-        return user
+        if self.voice:
+            self._ask_partial(stretch, o.overlap_partial_s)
+        elif quiet_s >= o.pause_s - 1e-6:
+            self._ask_final(stretch)
+        below_db = self.usual.below_db(_level_dbfs(stretch))
+        overlap = Overlap(
+            voice=self.voice,
+            voiced_s=stretch.voiced_s,
+            quiet_s=quiet_s,
+            words=stretch.words,
+            settled=stretch.final_text is not None,
+            echo=stretch.echo / max(1, stretch.voiced_samples),
+            below_usual_db=below_db if self.usual.known else None,
+            our_question=stretch.our_question,
+        )
+        self._overlap = overlap_logits(overlap, o)
+        decided = max(self._overlap, key=lambda user: self._overlap[user])
+        match decided:
+            case User.INTERRUPTING:
+                stretch.interrupting = True  # from here on it is a turn like any other
+            case User.BACKCHANNEL | User.NOT_ADDRESSED:
+                self.forget()
+            case _:
+                return User.SPEAKING if quiet_s < o.pause_s - 1e-6 else User.PAUSED_INCOMPLETE
+        return decided
 
     # --- state -----------------------------------------------------------------------------------
+
+    def probabilities(self) -> dict[User, float]:
+        """A distribution over all states, whose largest is (ties apart) the state decided for."""
+        spread = dict.fromkeys(User, 0.0)
+        if self._overlap:
+            spread |= softmax(self._overlap)
+            if self.user is User.PAUSED_INCOMPLETE:
+                spread[User.PAUSED_INCOMPLETE], spread[User.SPEAKING] = spread[User.SPEAKING], 0.0
+        elif self.user in (User.PAUSED_INCOMPLETE, User.TURN_COMPLETE):
+            over = sigmoid((self.quiet_s - self.evidence.get("silence_needed_s", 0.0)) / _SOFTNESS_S)
+            spread[User.TURN_COMPLETE], spread[User.PAUSED_INCOMPLETE] = over, 1.0 - over
+        else:
+            spread[self.user] = 1.0
+        return spread
 
     @property
     def quiet_s(self) -> float:
@@ -244,42 +320,61 @@ class TurnPredictor:
         return self._stretch is not None
 
     @property
+    def voiced_s(self) -> float:
+        """Voice in the open turn or overlap."""
+        return 0.0 if self._stretch is None else self._stretch.voiced_s
+
+    @property
     def last_voiced_pts(self) -> int | None:
         return None if self._stretch is None else self._stretch.last_voiced_pts
 
     def silence_needed_s(self) -> float:
         """The silence that ends the turn, on the evidence so far."""
         o, stretch = self.options, self._stretch
-        if stretch is None or stretch.prosody is None:
-            needed = o.silence_unknown_s
-        elif stretch.prosody >= o.complete_threshold:
-            needed = o.silence_likely_s
-        else:
-            # From "can't tell" just below the threshold to "surely not" at zero.
-            doubt = 1.0 - stretch.prosody / o.complete_threshold
-            needed = o.silence_unknown_s + doubt * (o.silence_unlikely_s - o.silence_unknown_s)
-        if stretch is not None:
-            if stretch.final_text is None and stretch.prosody is not None:
-                needed = max(needed, o.silence_unknown_s)  # no words yet, so nothing to answer
-            elif stretch.final_text and is_hanging(stretch.final_text):
-                needed += o.hanging_extra_s
+        if stretch is None:
+            return o.silence_unknown_s
+        pause = Pause(
+            quiet_s=self.quiet_s,
+            voiced_s=stretch.voiced_s,
+            words=stretch.words,
+            settled=stretch.final_text is not None,
+            prosody=stretch.prosody,
+            fall_st=stretch.pitch.fall_st(),
+        )
+        parts = completeness(pause, o)
+        needed = silence_needed_s(sum(parts.values()), o)
+        if stretch.final_text is None and not is_hanging(stretch.partial_text):
+            needed = max(needed, o.silence_unknown_s)  # no words yet, so nothing to answer
+        self.evidence |= parts
         self.evidence["silence_needed_s"] = needed
         return needed
 
+    def committed(self) -> None:
+        """The stretch became a turn of the user's; so this is how loud they are."""
+        if self._stretch is not None and self._stretch.voiced_samples:
+            self.usual.learn(_level_dbfs(self._stretch))
+        self.forget()
+
     def forget(self) -> None:
-        """Drops the stretch: it was committed, cleared, or was nothing."""
+        """Drops the stretch: it was cleared, or was nothing."""
         self._stretch = None
         self._onset = 0
-        if self.voice:
-            self.voice = False
+        self.voice = False
         self.user = User.IDLE
 
     def reset(self) -> None:
         self.forget()
         self.asks.clear()
         self.edges.clear()
-        self.evidence.clear()
+        self.evidence = {}
+        self.usual.reset()
+        self._overlap = {}
         self._pts = 0
+
+
+def _level_dbfs(stretch: _Stretch) -> float:
+    """Mean level of a stretch's voice."""
+    return 10.0 * math.log10(max(stretch.energy / max(1, stretch.voiced_samples), 1e-12))
 
 
 def _samples(seconds: float) -> int:

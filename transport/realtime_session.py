@@ -185,7 +185,7 @@ def read_session(session: Any, defaults: SessionDefaults, path: str = "session")
 
 def _turn_taking(session: Mapping[str, Any], heard: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Our own table if there is one, on top of the preset that the standard field stands for; None for neither."""
-    preset = PRESET_OF_EAGERNESS.get((heard.get("turn_detection") or {}).get("eagerness"))
+    preset = PRESET_OF_EAGERNESS.get(str((heard.get("turn_detection") or {}).get("eagerness")))
     own = (session.get("duplex") or {}).get("turn_taking") or {}
     return {**({} if preset is None else {"preset": preset}), **own} or None
 

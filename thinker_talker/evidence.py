@@ -1,0 +1,222 @@
+"""What speaks for which state of the user: small separate parts whose logits add up.
+
+Theory of operation
+-------------------
+Two questions are asked, at different moments, and each has a table of parts.
+
+*At a pause of the user's turn*: is the turn complete? Every part of :data:`AT_PAUSE` gives a logit, positive for
+yes; their sum z says how much silence ends the turn (:func:`silence_needed_s`). No part can end a turn by
+itself, and with every part switched off z is 0: a plain silence timer.
+
+*When the user speaks over us*: are they interrupting, encouraging, or not speaking to us? Every part of
+:data:`OVER_US` adds to the logits of those states; *undecided* (SPEAKING) competes with them and loses ground
+as time passes. The state with the largest logit is the decision.
+
+Everything is causal: a part sees what was known at that moment. The weights are round numbers set on the tuning
+split; the log of learning them instead is in docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from duplex.turn import User
+
+from .lexicon import (
+    content_words,
+    ends_with_filler,
+    is_answer,
+    is_backchannel,
+    is_counting,
+    is_finished,
+    is_hanging,
+    says_stop,
+)
+from .turn_options import TurnOptions
+
+_LIMIT = 4.0  # no single part may outweigh all others, except a word that is meant as a command
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause of the user's turn, as known at one moment. ``None``: not known (yet).
+
+    ``words``: the turn so far; ``settled``: they reach up to this pause. ``prosody``: the end-of-turn model's
+    probability. ``fall_st``: how far the pitch ended below the turn's median, semitones. ``voiced_s``: voice in it.
+    """
+
+    quiet_s: float
+    voiced_s: float
+    words: str = ""
+    settled: bool = False
+    prosody: float | None = None
+    fall_st: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Speech over our own voice, as known at one moment.
+
+    ``voice``: still going on; ``quiet_s`` since it paused. ``echo``: share of it that our own voice explains.
+    ``below_usual_db``: how far under the user's usual level it is. ``our_question``: it began in the last second
+    of a reply of ours that asks something.
+    """
+
+    voice: bool
+    voiced_s: float
+    quiet_s: float
+    words: str = ""
+    settled: bool = False
+    echo: float = 0.0
+    below_usual_db: float | None = None
+    our_question: bool = False
+
+
+# --- at a pause -------------------------------------------------------------------------------------
+
+
+def _prosody(pause: Pause, options: TurnOptions) -> float:
+    if pause.prosody is None:
+        return 0.0
+    return _clip(_logit(pause.prosody) - _logit(options.complete_threshold), 2.5)
+
+
+def _words(pause: Pause, options: TurnOptions) -> float:
+    if not pause.words:
+        return 0.0
+    if ends_with_filler(pause.words):
+        return -5.0
+    if is_hanging(pause.words):
+        return -3.5
+    if is_counting(pause.words):
+        return -3.0
+    return 0.5 if is_finished(pause.words) else -0.5
+
+
+def _intonation(pause: Pause, options: TurnOptions) -> float:
+    """A voice that ends well below its median has come down to its end; one that stays up goes on, or asks."""
+    return 0.0 if pause.fall_st is None else _clip(0.15 * (pause.fall_st - 2.0), 0.75)
+
+
+def _floor(pause: Pause, options: TurnOptions) -> float:
+    """Who has spoken for long has more to say."""
+    return -_clip(pause.voiced_s / 15.0, 1.0)
+
+
+AT_PAUSE: Mapping[str, Callable[[Pause, TurnOptions], float]] = {
+    "prosody": _prosody,
+    "words": _words,
+    "intonation": _intonation,
+    "floor": _floor,
+}
+
+
+def completeness(pause: Pause, options: TurnOptions) -> dict[str, float]:
+    """The logit of each part that is switched on."""
+    return {name: part(pause, options) for name, part in AT_PAUSE.items() if name not in options.without}
+
+
+def silence_needed_s(z: float, options: TurnOptions) -> float:
+    """The silence that ends a turn on evidence z: straight lines through the four named points."""
+    o = options
+    silences_s = (o.silence_most_s, o.silence_unlikely_s, o.silence_unknown_s, o.silence_likely_s)
+    return float(np.interp(z, (-5.0, -2.0, 0.0, 2.0), silences_s))
+
+
+# --- over our own voice ------------------------------------------------------------------------------
+
+Logits = dict[User, float]
+
+
+def _overlap_words(overlap: Overlap, options: TurnOptions) -> Logits:
+    if not overlap.words:
+        return {User.NOT_ADDRESSED: 3.0} if overlap.settled and not overlap.voice else {}
+    if says_stop(overlap.words):
+        return {User.INTERRUPTING: 9.0}
+    if is_backchannel(overlap.words):
+        # While they speak on it may be "yeah, but …", so undecided still wins.
+        return {User.BACKCHANNEL: 1.0 if overlap.voice else 5.0, User.INTERRUPTING: -4.0}
+    if content_words(overlap.words) >= options.interrupt_words:
+        return {User.INTERRUPTING: 5.0}
+    return {}
+
+
+def _overlap_length(overlap: Overlap, options: TurnOptions) -> Logits:
+    """Encouragement is short; who speaks on wants the floor."""
+    if overlap.voice:  # how short it is says nothing yet
+        return {User.INTERRUPTING: _clip(max(0.0, 2.0 + (overlap.voiced_s - options.interrupt_s) * 40.0))}
+    return {User.INTERRUPTING: _clip((overlap.voiced_s - options.backchannel_s) * 40.0)}
+
+
+def _overlap_level(overlap: Overlap, options: TurnOptions) -> Logits:
+    if overlap.below_usual_db is None or overlap.below_usual_db < options.faint_db:
+        return {}
+    return {User.NOT_ADDRESSED: 6.0, User.INTERRUPTING: -2.0}
+
+
+def _overlap_echo(overlap: Overlap, options: TurnOptions) -> Logits:
+    if overlap.echo < options.echo_threshold:
+        return {}
+    return {User.NOT_ADDRESSED: 8.0, User.INTERRUPTING: -4.0}
+
+
+def _overlap_question(overlap: Overlap, options: TurnOptions) -> Logits:
+    """ "Yes" as we finish asking is an answer, not encouragement."""
+    return {User.INTERRUPTING: 10.0} if overlap.our_question and is_answer(overlap.words) else {}
+
+
+OVER_US: Mapping[str, Callable[[Overlap, TurnOptions], Logits]] = {
+    "words": _overlap_words,
+    "length": _overlap_length,
+    "level": _overlap_level,
+    "echo": _overlap_echo,
+    "question": _overlap_question,
+}
+
+
+def overlap_logits(overlap: Overlap, options: TurnOptions) -> Logits:
+    """Logits of SPEAKING (undecided), INTERRUPTING, BACKCHANNEL and NOT_ADDRESSED."""
+    total: Logits = {
+        User.SPEAKING: _undecided(overlap, options),
+        User.INTERRUPTING: 0.0,
+        User.BACKCHANNEL: 0.0,
+        User.NOT_ADDRESSED: -1.0,
+    }
+    for name, part in OVER_US.items():
+        if name not in options.without:
+            for user, logit in part(overlap, options).items():
+                total[user] += logit
+    return total
+
+
+def _undecided(overlap: Overlap, options: TurnOptions) -> float:
+    """Waiting for more is right while more can come."""
+    if overlap.voice:
+        return 2.0
+    if overlap.settled and overlap.quiet_s >= options.decide_s:
+        return -6.0
+    return -6.0 if overlap.quiet_s >= options.decide_limit_s else 3.0
+
+
+def softmax(logits: Mapping[User, float]) -> dict[User, float]:
+    top = max(logits.values())
+    weights = {user: math.exp(logit - top) for user, logit in logits.items()}
+    total = sum(weights.values())
+    return {user: weight / total for user, weight in weights.items()}
+
+
+def sigmoid(z: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, z))))
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-4), 1.0 - 1e-4)
+    return math.log(p / (1.0 - p))
+
+
+def _clip(value: float, limit: float = _LIMIT) -> float:
+    return max(-limit, min(limit, value))
