@@ -29,6 +29,7 @@ from duplex.agent import (
     AgentSession,
     AgentSettings,
     Aside,
+    AsideKind,
     Configure,
     Fault,
     FinalTranscript,
@@ -222,6 +223,7 @@ class Session:
             case UserState(user=user):
                 floor.predicted(user)
             case SpeechStarted(pts=pts):
+                self._out.cut_aside(AsideKind.DEAD_AIR)
                 floor.speech_started(pts, self._wall(pts))
             case SpeechStopped(pts=pts):
                 floor.speech_stopped(pts, self._wall(pts))
