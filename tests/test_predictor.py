@@ -101,7 +101,7 @@ def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
         (0.4, "I am done.", 0.46),
         (0.0, "I am done.", 0.92),
         (0.9, "I would like a", 0.69),
-        (0.0, "And then,", 1.6),
+        (0.0, "I would like a", 1.6),
         (0.9, "I'd like, um", 1.02),
         (0.9, "It's four one five", 0.59),
     ],

@@ -283,7 +283,7 @@ def test_an_acknowledgement_of_sound_never_sent_is_refused_and_changes_nothing()
         (2.6, rq.AcknowledgePlayout("resp_nobody", 100.0)),
     ]
     call = converse(ScriptedAgent(), [(0.5, 1.0)], 5.0, actions=lies)
-    assert ["played_ms", "response_id"] == [error.param for error in call.errors]
+    assert [error.param for error in call.errors] == ["played_ms", "response_id"]
     assert [m.text for m in call.session.conversation] == [m.text for m in known.session.conversation]
     assert "ms" in str(call.errors[0])
 

@@ -155,7 +155,7 @@ def _overlap_length(overlap: Overlap, options: TurnOptions) -> Logits:
 def _overlap_level(overlap: Overlap, options: TurnOptions) -> Logits:
     if overlap.below_usual_db is None or overlap.below_usual_db < options.faint_db:
         return {}
-    return {User.NOT_ADDRESSED: 6.0, User.INTERRUPTING: -2.0}
+    return {User.NOT_ADDRESSED: 6.0, User.INTERRUPTING: -6.0}
 
 
 def _overlap_echo(overlap: Overlap, options: TurnOptions) -> Logits:
@@ -166,7 +166,7 @@ def _overlap_echo(overlap: Overlap, options: TurnOptions) -> Logits:
 
 def _overlap_question(overlap: Overlap, options: TurnOptions) -> Logits:
     """ "Yes" as we finish asking is an answer, not encouragement."""
-    return {User.INTERRUPTING: 10.0} if overlap.our_question and is_answer(overlap.words) else {}
+    return {User.INTERRUPTING: 14.0} if overlap.our_question and is_answer(overlap.words) else {}
 
 
 OVER_US: Mapping[str, Callable[[Overlap, TurnOptions], Logits]] = {

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from duplex.frames import Samples
+
+Floats = npt.NDArray[np.float64]
 
 RATE_HZ = 16_000
 _LOWEST_HZ, _HIGHEST_HZ = 70.0, 400.0
@@ -23,7 +27,7 @@ def pitch_hz(samples_16k: Samples) -> float | None:
     Autocorrelation, normalised for the window's taper as in Boersma (1993), without his path finding.
     """
     n = len(samples_16k)
-    window = np.hanning(n)
+    window, taper = _taper(n)
     tapered = (samples_16k - samples_16k.mean()) * window
     power = float(np.dot(tapered, tapered))
     if power < 1e-7 * n:
@@ -31,12 +35,24 @@ def pitch_hz(samples_16k: Samples) -> float | None:
     shortest, longest = int(RATE_HZ / _HIGHEST_HZ), min(int(RATE_HZ / _LOWEST_HZ), n // 2)
     size = 2 * n
     spectrum = np.fft.rfft(tapered, size)
-    own = np.fft.rfft(window, size)
     correlation = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size)[: longest + 1]
-    taper = np.fft.irfft(own.real**2 + own.imag**2, size)[: longest + 1]
-    normal = (correlation / correlation[0]) / (taper / taper[0])
-    lag = shortest + int(np.argmax(normal[shortest : longest + 1]))
-    return None if normal[lag] < _PERIODIC else RATE_HZ / lag
+    normal = (correlation / correlation[0]) / taper[: longest + 1]
+    # A period's multiples fit as well as the period: the first peak that is nearly the highest is the pitch.
+    inner = normal[shortest - 1 : longest + 1]
+    peaks = shortest + np.flatnonzero((inner[1:-1] >= inner[:-2]) & (inner[1:-1] > inner[2:]))
+    if not len(peaks) or normal[peaks].max() < _PERIODIC:
+        return None
+    lag = int(peaks[normal[peaks] >= 0.85 * normal[peaks].max()][0])
+    return RATE_HZ / lag
+
+
+@cache
+def _taper(n: int) -> tuple[Floats, Floats]:
+    """A Hann window and its own autocorrelation, 1 at no lag."""
+    window = np.hanning(n)
+    spectrum = np.fft.rfft(window, 2 * n)
+    own = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, 2 * n)
+    return window, own / own[0]
 
 
 @dataclass(slots=True)

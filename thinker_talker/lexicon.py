@@ -18,11 +18,11 @@ STOP_PHRASES = frozenset(("hold on", "hang on", "shut up", "be quiet", "one mome
 
 # A turn rarely ends on one of these: articles, conjunctions, prepositions, possessives, fillers.
 HANGING_WORDS = frozenset(
-    "a an and are as at because but by for from i i'm if in into is it's its let's my of on or our than the their "
+    "a an and are as at because but by for from i i'm if in into is it's its let's my of on or our than the their then "
     "they're to uh um was we're were when where which while who why with you're your".split()
 )
 # ... but a question may: "Where is it from?", "What is it to you?", "Who?"
-HANGING_EXCEPT = frozenset("are as at by for from in is of on to was were when where which who why with".split())
+HANGING_EXCEPT = frozenset("are as at by for from in is of on then to was were when where which who why with".split())
 
 FILLERS = frozenset("um uh uhm er erm hmm hm".split())
 ANSWERS = frozenset(
@@ -73,7 +73,7 @@ def is_hanging(text: str) -> bool:
     if not words:
         return False
     stripped = text.rstrip()
-    if stripped.endswith(("...", "…", ",", "-", "—")):
+    if stripped.endswith(("...", "…", "-", "—")):
         return True
     if stripped.endswith("?") and words[-1] in HANGING_EXCEPT:
         return False

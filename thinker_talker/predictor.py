@@ -231,7 +231,7 @@ class TurnPredictor:
             self.forget()
             return User.IDLE
         self._ask_final(stretch)
-        if stretch.prosody_asked == 0 or self._ask_again(stretch, quiet_s):
+        if self._ask_prosody(stretch, quiet_s):
             stretch.prosody_asked += 1
             self.asks.append(Ask.PROSODY)
         if quiet_s < self.silence_needed_s():
@@ -257,11 +257,14 @@ class TurnPredictor:
             stretch.final_asked = True
             self.asks.append(Ask.FINAL)
 
-    def _ask_again(self, stretch: _Stretch, quiet_s: float) -> bool:
-        """Whether a second look may change the answer: the model was unsure, and has more silence to go by now."""
+    def _ask_prosody(self, stretch: _Stretch, quiet_s: float) -> bool:
+        """Once in every pause, and again if the model was unsure and has more silence to go by now."""
         o = self.options
-        unsure = stretch.prosody is not None and stretch.prosody < o.complete_threshold
-        return stretch.prosody_asked == 1 and unsure and quiet_s >= o.prosody_again_s
+        if "prosody" in o.without or stretch.prosody_asked > 1:
+            return False
+        if stretch.prosody_asked == 0:
+            return quiet_s >= o.prosody_s - 1e-6
+        return stretch.prosody is not None and stretch.prosody < o.complete_threshold and quiet_s >= o.prosody_again_s
 
     def _judge_overlap(self, stretch: _Stretch) -> User:
         o = self.options

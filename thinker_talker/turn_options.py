@@ -54,7 +54,7 @@ class TurnOptions(Settings):
     silence_threshold: float = Field(0.35, gt=0, lt=1, description="voice ends below this one")
     silence_drop_db: float = Field(26.0, gt=0, description="or this far below the loudest window of the turn")
     onset_s: float = Field(0.064, gt=0, description="voice needed before it counts as speech")
-    pause_s: float = Field(0.064, gt=0, description="silence that starts speculation")
+    pause_s: float = Field(0.032, gt=0, description="silence that starts speculation")
     min_turn_s: float = Field(0.12, ge=0, description="less voice than this is a click, not a turn")
     partial_every_s: float = Field(0.4, gt=0)
 
@@ -63,6 +63,7 @@ class TurnOptions(Settings):
     silence_unlikely_s: float = Field(0.9, gt=0)
     silence_most_s: float = Field(1.6, gt=0)
     complete_threshold: float = Field(0.4, gt=0, lt=1, description="where the end-of-turn model says nothing")
+    prosody_s: float = Field(0.096, gt=0, description="ask it after this pause; the listener comes first")
     prosody_again_s: float = Field(0.22, gt=0, description="ask it a second time after this pause, if it was unsure")
 
     overlap_threshold: float = Field(0.6, gt=0, lt=1, description="voice over our own begins at this probability")

@@ -1,0 +1,162 @@
+"""The turn-state predictor on recordings, without a call: what it decides, and when.
+
+A recording is heard once by the real models (voice activity for every window; the end-of-turn model and the
+listener where the predictor asks, memorised by place). After that any settings can be tried on it in
+milliseconds: the predictor is pure, and answers reach it as late as they do on a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import soxr
+
+from duplex.frames import SAMPLE_RATE_HZ, Samples
+from duplex.recording import Span
+from duplex.thinker_talker.ear import WINDOW_PTS
+from duplex.thinker_talker.intonation import pitch_hz
+from duplex.thinker_talker.moonshine import MoonshineModel
+from duplex.thinker_talker.predictor import Ask, HeardWindow, OurSide, TurnPredictor
+from duplex.thinker_talker.silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
+from duplex.thinker_talker.smart_turn import SmartTurn
+from duplex.thinker_talker.turn_options import TurnOptions
+from duplex.turn import Floor, User
+from duplex.weights import ModelStore
+
+PROSODY_LATENCY_S = 0.06  # as measured on two cores: duplex bench voice
+WORDS_LATENCY_S = 0.08
+AFTER_S = 3.0  # silence after what was said
+_LISTENING = OurSide(Floor.LISTENING)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Something said: float32[n] at 24 kHz. ``pauses``: mid-turn pauses, ms; ``end_ms``: its last voiced sample."""
+
+    name: str
+    samples: Samples
+    end_ms: float
+    pauses: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the predictor did with it. ``taken``: the pauses in which it called the turn complete.
+
+    ``delay_s``: from the last voiced sample to "complete"; None if it never came in 3 s.
+    """
+
+    spoken: Spoken
+    taken: tuple[Span, ...]
+    delay_s: float | None
+
+
+class Models:
+    """The real ones, loaded once; about 30 MB and a second."""
+
+    def __init__(self, store: ModelStore | None = None) -> None:
+        store = store or ModelStore()
+        self.voice = SileroModel(store.path("silero-vad") / "silero_vad.onnx")
+        self.prosody = SmartTurn(store.path("smart-turn") / "smart-turn-v3.2-cpu.onnx")
+        self.listener = MoonshineModel(store.path("moonshine-tiny-en"))
+
+
+@dataclass(slots=True)
+class Heard:
+    """A recording as the models hear it: every window, and each answer once it was asked for."""
+
+    spoken: Spoken
+    models: Models
+    windows: list[HeardWindow]
+    samples_16k: Samples
+    _prosody: dict[tuple[int, int], float] = field(default_factory=dict)
+    _words: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def prosody(self, from_pts: int, to_pts: int) -> float:
+        key = (from_pts, to_pts)
+        if key not in self._prosody:
+            self._prosody[key] = self.models.prosody.probability_complete(self._between(*key))
+        return self._prosody[key]
+
+    def words(self, from_pts: int, to_pts: int) -> str:
+        key = (from_pts, to_pts)
+        if key not in self._words:
+            recognised = self.models.listener.recognize(self._between(*key))
+            self._words[key] = self.models.listener.text(recognised.tokens)
+        return self._words[key]
+
+    def _between(self, from_pts: int, to_pts: int) -> Samples:
+        first, last = (pts * SILERO_RATE_HZ // SAMPLE_RATE_HZ for pts in (from_pts, to_pts))
+        return self.samples_16k[max(0, first - 12 * WINDOW_SAMPLES) : last]
+
+
+def hear(spoken: Spoken, models: Models) -> Heard:
+    """Runs voice activity and pitch over it, 0.5 s of silence before and 3 s after."""
+    quiet = [np.zeros(round(s * SAMPLE_RATE_HZ), dtype=np.float32) for s in (0.5, AFTER_S)]
+    sound = np.concatenate([quiet[0], spoken.samples, quiet[1]])
+    heard = soxr.resample(sound, SAMPLE_RATE_HZ, SILERO_RATE_HZ).astype(np.float32)
+    stream = models.voice.open()
+    windows: list[HeardWindow] = []
+    for index in range(len(heard) // WINDOW_SAMPLES):
+        window = heard[index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
+        [probability] = stream.push(window)
+        level = 10.0 * float(np.log10(np.dot(window, window) / WINDOW_SAMPLES + 1e-12))
+        pitch = pitch_hz(window) if probability > 0.3 else None
+        windows.append(HeardWindow((index + 1) * WINDOW_PTS, WINDOW_PTS, probability, level, pitch_hz=pitch))
+    return Heard(spoken, models, windows, heard)
+
+
+def decide(heard: Heard, options: TurnOptions) -> Outcome:
+    """What the predictor decides with these options."""
+    predictor = TurnPredictor(options)
+    due: list[tuple[int, Ask, int, int]] = []  # (when the answer comes, to what, from, up to)
+    began = 0
+    complete_at: list[int] = []
+    for window in heard.windows:
+        predictor.window(window, _LISTENING)
+        for _edge, pts in predictor.edges:
+            began = began or pts
+        predictor.edges.clear()
+        for answer in [answer for answer in due if answer[0] <= window.end_pts]:
+            due.remove(answer)
+            _, ask, from_pts, to_pts = answer
+            if ask is Ask.PROSODY:
+                predictor.prosody(heard.prosody(from_pts, to_pts), to_pts)
+            else:
+                predictor.transcript(heard.words(from_pts, to_pts), 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
+            predictor.review(_LISTENING)
+        for ask in predictor.asks:
+            latency_s = PROSODY_LATENCY_S if ask is Ask.PROSODY else WORDS_LATENCY_S
+            if ask is not Ask.PARTIAL:
+                due.append((window.end_pts + round(latency_s * SAMPLE_RATE_HZ), ask, began, window.end_pts))
+        predictor.asks.clear()
+        if predictor.user is User.TURN_COMPLETE:
+            complete_at.append(window.end_pts)
+    offset_ms = 500.0
+    times_ms = np.array(complete_at, dtype=float) * 1000.0 / SAMPLE_RATE_HZ - offset_ms
+    taken = tuple(p for p in heard.spoken.pauses if np.any((times_ms > p.start_ms) & (times_ms < p.end_ms)))
+    after = times_ms[times_ms >= heard.spoken.end_ms]
+    return Outcome(heard.spoken, taken, float(after[0] - heard.spoken.end_ms) / 1000.0 if len(after) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``takeover``: share of pauses taken for an end. ``delay_s``: of the ends, sorted. ``missed``: ends not seen."""
+
+    takeover: float
+    pauses: int
+    delay_s: tuple[float, ...]
+    missed: int
+
+    def delay(self, quantile: float) -> float:
+        """The observation at that rank, or the next higher one."""
+        return float(np.percentile(self.delay_s, quantile, method="higher")) if self.delay_s else float("nan")
+
+
+def score(outcomes: Sequence[Outcome]) -> Score:
+    pauses = sum(len(o.spoken.pauses) for o in outcomes)
+    taken = sum(len(o.taken) for o in outcomes)
+    delays = sorted(o.delay_s for o in outcomes if o.delay_s is not None)
+    return Score(taken / pauses if pauses else 0.0, pauses, tuple(delays), sum(o.delay_s is None for o in outcomes))
