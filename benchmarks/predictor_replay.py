@@ -16,6 +16,7 @@ import soxr
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.recording import Span
 from duplex.thinker_talker.ear import WINDOW_PTS
+from duplex.thinker_talker.evidence import Pause
 from duplex.thinker_talker.intonation import pitch_hz
 from duplex.thinker_talker.moonshine import MoonshineModel
 from duplex.thinker_talker.predictor import Ask, HeardWindow, OurSide, TurnPredictor
@@ -27,7 +28,8 @@ from duplex.weights import ModelStore
 
 PROSODY_LATENCY_S = 0.06  # as measured on two cores: duplex bench voice
 WORDS_LATENCY_S = 0.08
-AFTER_S = 3.0  # silence after what was said
+LOOK_S = 0.25  # by then both models have answered
+BEFORE_S, AFTER_S = 0.5, 3.0  # silence around what was said
 _LISTENING = OurSide(Floor.LISTENING)
 
 
@@ -42,6 +44,14 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """A pause as it was known ``LOOK_S`` into it, and whether it was the end."""
+
+    pause: Pause
+    is_end: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What the predictor did with it. ``taken``: the pauses in which it called the turn complete.
 
@@ -51,6 +61,7 @@ class Outcome:
     spoken: Spoken
     taken: tuple[Span, ...]
     delay_s: float | None
+    moments: tuple[Moment, ...]
 
 
 class Models:
@@ -93,8 +104,8 @@ class Heard:
 
 
 def hear(spoken: Spoken, models: Models) -> Heard:
-    """Runs voice activity and pitch over it, 0.5 s of silence before and 3 s after."""
-    quiet = [np.zeros(round(s * SAMPLE_RATE_HZ), dtype=np.float32) for s in (0.5, AFTER_S)]
+    """Runs voice activity and pitch over it, with silence before and after."""
+    quiet = [np.zeros(round(s * SAMPLE_RATE_HZ), dtype=np.float32) for s in (BEFORE_S, AFTER_S)]
     sound = np.concatenate([quiet[0], spoken.samples, quiet[1]])
     heard = soxr.resample(sound, SAMPLE_RATE_HZ, SILERO_RATE_HZ).astype(np.float32)
     stream = models.voice.open()
@@ -114,6 +125,9 @@ def decide(heard: Heard, options: TurnOptions) -> Outcome:
     due: list[tuple[int, Ask, int, int]] = []  # (when the answer comes, to what, from, up to)
     began = 0
     complete_at: list[int] = []
+    moments: list[Moment] = []
+    looked_at = -1
+    end_pts = round((BEFORE_S + heard.spoken.end_ms / 1000.0) * SAMPLE_RATE_HZ)
     for window in heard.windows:
         predictor.window(window, _LISTENING)
         for _edge, pts in predictor.edges:
@@ -134,11 +148,16 @@ def decide(heard: Heard, options: TurnOptions) -> Outcome:
         predictor.asks.clear()
         if predictor.user is User.TURN_COMPLETE:
             complete_at.append(window.end_pts)
-    offset_ms = 500.0
-    times_ms = np.array(complete_at, dtype=float) * 1000.0 / SAMPLE_RATE_HZ - offset_ms
+        voiced_pts = predictor.last_voiced_pts
+        if voiced_pts is not None and voiced_pts != looked_at and predictor.quiet_s >= LOOK_S:
+            looked_at = voiced_pts
+            if (pause := predictor.pause()) is not None:
+                moments.append(Moment(pause, window.end_pts > end_pts))
+    times_ms = np.array(complete_at, dtype=float) * 1000.0 / SAMPLE_RATE_HZ - BEFORE_S * 1000.0
     taken = tuple(p for p in heard.spoken.pauses if np.any((times_ms > p.start_ms) & (times_ms < p.end_ms)))
     after = times_ms[times_ms >= heard.spoken.end_ms]
-    return Outcome(heard.spoken, taken, float(after[0] - heard.spoken.end_ms) / 1000.0 if len(after) else None)
+    delay_s = float(after[0] - heard.spoken.end_ms) / 1000.0 if len(after) else None
+    return Outcome(heard.spoken, taken, delay_s, tuple(moments))
 
 
 @dataclass(frozen=True, slots=True)

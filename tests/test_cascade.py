@@ -12,10 +12,14 @@ import pytest
 from duplex.agent import (
     AgentEvent,
     AgentSettings,
+    Aside,
+    AsideKind,
     BeginReply,
     CommitTurn,
     Configure,
     DropReply,
+    Fault,
+    FillSilence,
     FinalTranscript,
     ForgetTurn,
     Heard,
@@ -41,7 +45,8 @@ from duplex.turn import Floor, User
 
 
 class FakeClock:
-    now_s = 0.0
+    def __init__(self) -> None:
+        self.now_s = 0.0
 
     def now(self) -> float:
         return self.now_s
@@ -165,12 +170,14 @@ class Bench:
         )
         self.woken = 0
         self.closed = 0
+        self.clock = FakeClock()
         self.session = c.CascadeSession(
-            engines, options or CascadeOptions(), AgentSettings(), cast(Any, FakeClock()), self._wake, self._close
+            engines, options or CascadeOptions(), AgentSettings(), cast(Any, self.clock), self._wake, self._close
         )
         self.stream: FakeStream = listener.made[0]
         self.pts = 0
         self.floor = Floor.LISTENING
+        self.reply_left_s: float | None = None
         self.events: list[AgentEvent] = []
 
     def _wake(self) -> None:
@@ -183,8 +190,10 @@ class Bench:
         for _ in range(round(seconds / 0.02)):
             samples = tone(0.02) if voice else np.zeros(PACKET_SAMPLES, np.float32)
             frame = Frame(self.pts, samples)
-            self.session.step(Heard(frame, np.zeros_like(samples), self.floor, 0.0, 0.0, image))
+            now_s = self.clock.now_s
+            self.session.step(Heard(frame, np.zeros_like(samples), self.floor, 0.0, now_s, image, self.reply_left_s))
             self.pts += PACKET_SAMPLES
+            self.clock.now_s += 0.02
             self.collect()
         return self
 
@@ -423,3 +432,120 @@ def test_closing_gives_everything_back_once() -> None:
 def test_unknown_options_are_named() -> None:
     with pytest.raises(ConfigError, match=r"agent\.options\.turn\.pauze_s"):
         c.load({"turn": {"pauze_s": 1}})
+
+
+# --- turn-taking, as a session may set it ---------------------------------------------------------------
+
+
+def test_every_state_comes_with_a_distribution() -> None:
+    bench = Bench().hear(0.5, voice=True).hear(0.3, voice=False)
+    states = bench.of(UserState)
+    assert {User.SPEAKING, User.PAUSED_INCOMPLETE} <= {state.user for state in states}
+    for state in states:
+        assert set(state.probabilities) == set(User)
+        assert sum(state.probabilities.values()) == pytest.approx(1.0)
+        assert state.probabilities[state.user] == max(state.probabilities.values())
+
+
+def silence_until_complete(bench: Bench) -> float:
+    bench.hear(0.64, voice=True).hear(0.2, voice=False)
+    quiet_s = 0.2
+    bench.prosody_asked[-1][1](0.95)
+    bench.stream.answer("What time is it?")
+    bench.collect()
+    while bench.events[-1] and bench.of(UserState)[-1].user is not User.TURN_COMPLETE and quiet_s < 5.0:
+        bench.hear(0.02, voice=False)
+        quiet_s += 0.02
+    return quiet_s
+
+
+def test_a_session_takes_turns_as_it_was_configured() -> None:
+    plain = silence_until_complete(Bench())
+    patient = Bench()
+    patient.command(Configure(AgentSettings(turn_taking={"preset": "patient"})))
+    assert silence_until_complete(patient) > plain + 0.2
+    with pytest.raises(ConfigError, match="preset"):
+        patient.session.command(Configure(AgentSettings(turn_taking={"preset": "hasty"})))
+    patient.command(CommitTurn("item_1"))
+    assert silence_until_complete(patient) > plain + 0.2, "what was refused changed nothing"
+
+
+def test_yes_as_we_finish_asking_is_an_answer() -> None:
+    def overlapped(reply: str) -> list[User]:
+        bench = Bench()
+        bench.command(BeginReply("resp_1", (), to_open_turn=False))
+        bench.thinker.thoughts[-1][1].text(reply)
+        bench.thinker.thoughts[-1][1].done("stop", Usage())
+        bench.collect()
+        bench.floor, bench.reply_left_s = Floor.SPEAKING, 0.3
+        bench.hear(0.3, voice=True).hear(0.12, voice=False)
+        bench.stream.answer("Yes.")
+        bench.collect()
+        return [state.user for state in bench.of(UserState)]
+
+    assert User.INTERRUPTING in overlapped("Shall I go on?")
+    assert User.INTERRUPTING not in overlapped("I shall go on.")
+    assert User.BACKCHANNEL in overlapped("I shall go on.")
+
+
+def test_the_thinker_is_told_what_a_reply_that_was_cut_off_would_have_said() -> None:
+    cut = Message("item_2", Role.ASSISTANT, "Once upon a time", cut_off=True, unheard="there was a lighthouse.")
+    history = (Message("item_1", Role.USER, "Tell me a story."), cut)
+    for options, told in ((CascadeOptions(), True), (CascadeOptions(tell_unheard=False), False)):
+        bench = Bench(options)
+        bench.command(BeginReply("resp_1", history, to_open_turn=False))
+        [(request, _)] = bench.thinker.thoughts
+        assert [m.text for m in request.messages if m.role == "assistant"] == ["Once upon a time —"]
+        assert any("there was a lighthouse." in m.text for m in request.messages) is told
+
+
+# --- asides, and a listener that says nothing --------------------------------------------------------------
+
+
+def test_a_long_turn_is_encouraged_in_its_pauses_if_the_session_wants_that() -> None:
+    def hummed(turn_taking: dict[str, Any]) -> list[Aside]:
+        bench = Bench()
+        bench.command(Configure(AgentSettings(turn_taking=turn_taking)))
+        bench.hear(6.0, voice=True).hear(0.12, voice=False)
+        bench.stream.answer("I went to the market and then the")
+        bench.prosody_asked[-1][1](0.02)
+        bench.hear(0.2, voice=False)
+        for utterance in bench.talker.utterances:
+            utterance.speak()
+        bench.collect()
+        return bench.of(Aside)
+
+    [aside] = hummed({"backchannels": True})
+    assert aside.kind is AsideKind.BACKCHANNEL
+    assert len(aside.samples)
+    assert hummed({"backchannels": False}) == []
+
+
+def test_dead_air_is_filled_once_asked() -> None:
+    bench = Bench()
+    bench.command(FillSilence("resp_1"))
+    [utterance] = bench.talker.utterances
+    utterance.speak()
+    [aside] = [event for event in bench.collect() if isinstance(event, Aside)]
+    assert (aside.kind, aside.text) == (AsideKind.DEAD_AIR, CascadeOptions().dead_air)
+    silent = Bench(CascadeOptions(dead_air=""))
+    silent.command(FillSilence("resp_1"))
+    assert not silent.talker.utterances
+
+
+def test_a_listener_that_never_answers_does_not_keep_the_floor() -> None:
+    bench = Bench().hear(0.64, voice=True).hear(0.6, voice=False)
+    bench.command(BeginReply("resp_1", ()))
+    bench.command(CommitTurn("item_1"))
+    bench.hear(1.4, voice=False)
+    assert not bench.of(FinalTranscript)
+    bench.hear(0.2, voice=False)
+    assert [final.text for final in bench.of(FinalTranscript)] == [""]
+    assert [end.reply_id for end in bench.of(ReplyEnd)] == ["resp_1"]
+    assert "listener" in str(bench.of(Fault)[0].error)
+    bench.hear(0.64, voice=True).hear(0.2, voice=False)
+    bench.stream.answer("Hello?")
+    bench.collect()
+    bench.command(CommitTurn("item_2"))
+    bench.collect()
+    assert bench.of(FinalTranscript)[-1].text == "Hello?"

@@ -1,8 +1,9 @@
 """The ear: every session's voice activity on one worker thread.
 
 ``hear`` is called from the session's step and only queues; the worker resamples 24 kHz to 16 kHz, runs
-Silero on each 32 ms window, and calls back. One thread serves all sessions: a window costs 0.25 ms, so
-a core hears about a hundred people.
+Silero on each 32 ms window, asks how much of it is our own echo, and calls back. One thread serves all
+sessions: a window costs 0.25 ms, and as much again while our voice echoes in it, so a core hears about a
+hundred people.
 """
 
 from __future__ import annotations
@@ -20,25 +21,30 @@ import soxr
 from duplex.errors import AgentFaultError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 
+from .echo_score import EchoScore
 from .silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
 
 log = logging.getLogger("duplex.ear")
 
 WINDOW_PTS = WINDOW_SAMPLES * SAMPLE_RATE_HZ // SILERO_RATE_HZ  # 768 samples at 24 kHz
 _QUEUE_LIMIT = 4096  # frames waiting over all sessions; more means the machine does not keep up
+_MAYBE_VOICE = 0.3  # quieter hints of a voice than this are not worth explaining as echo
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """32 ms that were listened to, ending at ``end_pts`` (24 kHz samples).
 
-    ``samples_16k``: float32[512]; ``probability`` of voice; ``level_dbfs``: RMS.
+    ``samples_16k``: float32[512]; ``probability`` of voice; ``level_dbfs``: RMS. ``echo``: the share of the last
+    256 ms' energy that is our own voice come back, 0 to 1, and ``echo_delay_ms`` how late it does, once known.
     """
 
     end_pts: int
     samples_16k: Samples
     probability: float
     level_dbfs: float
+    echo: float = 0.0
+    echo_delay_ms: float | None = None
 
 
 OnWindow = Callable[[Window | AgentFaultError], None]
@@ -49,34 +55,49 @@ class Ear:
 
     def __init__(self, worker: EarWorker, model: SileroModel, on_window: OnWindow) -> None:
         self._worker = worker
-        self._resampler = soxr.ResampleStream(SAMPLE_RATE_HZ, SILERO_RATE_HZ, 1, dtype="float32", quality="MQ")
+        self._resampler, self._reference_resampler = _to_16k(), _to_16k()
         self._stream = model.open()
+        self._echo = EchoScore()
         self._pending = np.zeros(0, dtype=np.float32)
+        self._reference = np.zeros(0, dtype=np.float32)
         self._end_pts: int | None = None
         self._on_window = on_window
         self.closed = False
         self.dropped_frames = 0
 
-    def hear(self, pts: int, samples: Samples) -> None:
-        """Queues float32[n] at 24 kHz. When the worker is hopelessly behind, the frame is dropped and counted."""
-        if not self._worker.put(self, pts, samples):
+    def hear(self, pts: int, samples: Samples, reference: Samples | None = None) -> None:
+        """Queues float32[n] at 24 kHz, and ``reference``, as long: what we played meanwhile (None: nothing).
+
+        When the worker is hopelessly behind, the frame is dropped and counted.
+        """
+        if not self._worker.put(self, pts, samples, reference):
             self.dropped_frames += 1
 
     def close(self) -> None:
         self.closed = True
 
-    def _work(self, pts: int, samples: Samples) -> None:
+    def _work(self, pts: int, samples: Samples, reference: Samples | None) -> None:
         """On the worker: everything that these samples complete."""
         if self._end_pts is None:
             self._end_pts = pts
-        heard = self._resampler.resample_chunk(samples)
-        self._pending = np.concatenate((self._pending, heard))
+        if reference is None:
+            reference = np.zeros_like(samples)
+        # Both pass through the same filter at the same time, so they stay beside each other to the sample.
+        self._pending = np.concatenate((self._pending, self._resampler.resample_chunk(samples)))
+        self._reference = np.concatenate((self._reference, self._reference_resampler.resample_chunk(reference)))
         while len(self._pending) >= WINDOW_SAMPLES:
             window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
+            played, self._reference = self._reference[:WINDOW_SAMPLES], self._reference[WINDOW_SAMPLES:]
             [probability] = self._stream.push(window)
+            echo = self._echo.push(window, played, voice=probability >= _MAYBE_VOICE)
             self._end_pts += WINDOW_PTS
             power = float(np.dot(window, window)) / WINDOW_SAMPLES
-            self._on_window(Window(self._end_pts, window, probability, 10.0 * math.log10(power + 1e-12)))
+            level_dbfs = 10.0 * math.log10(power + 1e-12)
+            self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.delay_ms))
+
+
+def _to_16k() -> soxr.ResampleStream:
+    return soxr.ResampleStream(SAMPLE_RATE_HZ, SILERO_RATE_HZ, 1, dtype="float32", quality="MQ")
 
 
 class EarWorker:
@@ -84,7 +105,7 @@ class EarWorker:
 
     def __init__(self, model: SileroModel) -> None:
         self._model = model
-        self._queue: queue.Queue[tuple[Ear, int, Samples] | None] = queue.Queue(_QUEUE_LIMIT)
+        self._queue: queue.Queue[tuple[Ear, int, Samples, Samples | None] | None] = queue.Queue(_QUEUE_LIMIT)
         self._thread = threading.Thread(target=self._run, name="duplex-ear", daemon=True)
         self._thread.start()
 
@@ -92,9 +113,9 @@ class EarWorker:
         """A new ear; ``on_window`` is called on the worker's thread and must return quickly."""
         return Ear(self, self._model, on_window)
 
-    def put(self, ear: Ear, pts: int, samples: Samples) -> bool:
+    def put(self, ear: Ear, pts: int, samples: Samples, reference: Samples | None = None) -> bool:
         try:
-            self._queue.put_nowait((ear, pts, samples))
+            self._queue.put_nowait((ear, pts, samples, reference))
         except queue.Full:
             return False
         return True
@@ -105,12 +126,12 @@ class EarWorker:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            ear, pts, samples = job
+            ear, pts, samples, reference = job
             try:
                 if not ear.closed:
-                    ear._work(pts, samples)
+                    ear._work(pts, samples, reference)
             except Exception as error:
                 log.exception("voice activity failed")
                 ear.closed = True
                 ear._on_window(AgentFaultError(f"Voice activity detection failed: {error}"))
-            del job, ear, samples  # while waiting, keep no session alive
+            del job, ear, samples, reference  # while waiting, keep no session alive

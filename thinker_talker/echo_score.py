@@ -172,9 +172,10 @@ class EchoScore:
         """The normal equations of the window ``age`` windows ago."""
         end = _PLAYED - lag + _EARLY - age * _N
         played = np.lib.stride_tricks.sliding_window_view(self._played[end - _N - _TAPS + 1 : end], _TAPS)
-        played = np.ascontiguousarray(played)  # BLAS is slow on overlapping rows
+        # In blocks that BLAS does not spread over threads, which would cost more than it saves.
+        blocks = played.reshape(-1, _TAPS, _TAPS).transpose(0, 2, 1)
         heard = self._heard[len(self._heard) - (age + 1) * _N : len(self._heard) - age * _N]
-        return _Fit(played.T @ played, played.T @ heard)
+        return _Fit((blocks @ blocks.transpose(0, 2, 1)).sum(axis=0), played.T @ heard)
 
     # --- 3. the room -----------------------------------------------------------------------------
 

@@ -336,14 +336,8 @@ class TurnPredictor:
         o, stretch = self.options, self._stretch
         if stretch is None:
             return o.silence_unknown_s
-        pause = Pause(
-            quiet_s=self.quiet_s,
-            voiced_s=stretch.voiced_s,
-            words=stretch.words,
-            settled=stretch.final_text is not None,
-            prosody=stretch.prosody,
-            fall_st=stretch.pitch.fall_st(),
-        )
+        pause = self.pause()
+        assert pause is not None
         parts = completeness(pause, o)
         needed = silence_needed_s(sum(parts.values()), o)
         if stretch.final_text is None and not is_hanging(stretch.partial_text):
@@ -351,6 +345,20 @@ class TurnPredictor:
         self.evidence |= parts
         self.evidence["silence_needed_s"] = needed
         return needed
+
+    def pause(self) -> Pause | None:
+        """The running pause of the user's turn as it is known now; None if there is no turn."""
+        stretch = self._stretch
+        if stretch is None:
+            return None
+        return Pause(
+            quiet_s=self.quiet_s,
+            voiced_s=stretch.voiced_s,
+            words=stretch.words,
+            settled=stretch.final_text is not None,
+            prosody=stretch.prosody,
+            fall_st=stretch.pitch.fall_st(),
+        )
 
     def committed(self) -> None:
         """The stretch became a turn of the user's; so this is how loud they are."""

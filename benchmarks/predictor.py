@@ -1,0 +1,138 @@
+"""Which evidence is worth what: the turn-state predictor on recordings, with parts of it switched off.
+
+    duplex bench predictor [--split tuning|reporting] [--learn] [--json FILE]
+
+No call and no server: the real models hear each recording once, and the predictor is run on what they said with
+their usual delays (:mod:`duplex.benchmarks.predictor_replay`). ``takeover`` is the share of mid-turn pauses that
+were taken for the end of a turn, ``delay`` the silence before an end was believed. (A call adds the time to make
+the reply, and is spared every takeover whose reply would not have been ready in time: ``duplex bench turns``.)
+
+With ``--learn`` a logistic head is fitted to the tuning set and compared with the hand-set weights on the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from duplex.benchmarks.predictor_head import fit, inputs, rank_quality
+from duplex.benchmarks.predictor_replay import Heard, Models, Spoken, decide, hear, score
+from duplex.benchmarks.server_process import machine
+from duplex.benchmarks.turns.material import Material
+from duplex.errors import DuplexError
+from duplex.thinker_talker.evidence import completeness
+from duplex.thinker_talker.turn_options import TurnOptions
+
+VARIANTS: Mapping[str, TurnOptions] = {
+    "everything": TurnOptions(),
+    "without prosody": TurnOptions(without=("prosody",)),
+    "without words": TurnOptions(without=("words",)),
+    "without intonation": TurnOptions(without=("intonation",)),
+    "without floor": TurnOptions(without=("floor",)),
+    "a timer of 0.5 s": TurnOptions(without=("prosody", "words", "intonation", "floor")),
+    "a timer of 0.64 s": TurnOptions(without=("prosody", "words", "intonation", "floor"), silence_unknown_s=0.64),
+    "preset eager": TurnOptions(preset="eager"),
+    "preset patient": TurnOptions(preset="patient"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="duplex bench predictor", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--split", choices=("tuning", "reporting"), default="reporting")
+    parser.add_argument("--trials", type=int, default=40, help="pauses of each made kind (40)")
+    parser.add_argument("--learn", action="store_true", help="fit a head to the tuning set and compare")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    try:
+        models = Models()
+        heard = listen(args.split, args.trials, models, console)
+        report: dict[str, Any] = {"machine": machine(), "split": args.split, "variants": _variants(heard, console)}
+        if args.learn:
+            learned_on = listen("tuning", args.trials, models, console)
+            report["head"] = _learn(learned_on, heard, console)
+    except DuplexError as error:
+        console.print(f"[red]{error}[/red]")
+        return 1
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def listen(split: str, trials: int, models: Models, console: Console) -> dict[str, list[Heard]]:
+    """Kind of turn → recordings as the models hear them."""
+    material = Material.load(split=split, note=console.print)  # type: ignore[arg-type]
+    listed = list(_spoken(material, trials))
+    heard: dict[str, list[Heard]] = {}
+    for kind, spoken in track(listed, f"Listening to the {split} set …", console=console, transient=True):
+        heard.setdefault(kind, []).append(hear(spoken, models))
+    return heard
+
+
+def _spoken(material: Material, trials: int) -> Iterator[tuple[str, Spoken]]:
+    for stimulus in material.questions():
+        yield "plain", Spoken(stimulus.name, stimulus.samples, stimulus.voiced.end_ms)
+    makers = {"paused": material.paused, "um": material.um_pause, "digits": material.digits}
+    for kind, make in makers.items():
+        for k in range(trials):
+            made = make(k)
+            yield kind, Spoken(made.name, made.samples, made.voiced.end_ms, made.pauses)
+
+
+def _variants(heard: Mapping[str, Sequence[Heard]], console: Console) -> dict[str, Any]:
+    table = Table(title="Takeover in a pause, and silence before an end is believed", title_justify="left")
+    table.add_column("")
+    for kind, recordings in heard.items():
+        if recordings[0].spoken.pauses:
+            table.add_column(f"{kind}: takeover", justify="right")
+    table.add_column("plain: delay p50 / p95, s", justify="right")
+    report: dict[str, Any] = {}
+    for name, options in track(VARIANTS.items(), "Deciding …", console=console, transient=True):
+        outcomes = {kind: [decide(one, options) for one in recordings] for kind, recordings in heard.items()}
+        scores = {kind: score(some) for kind, some in outcomes.items()}
+        report[name] = {
+            kind: {
+                "takeover": s.takeover,
+                "pauses": s.pauses,
+                "ends": len(s.delay_s),
+                "p50_s": s.delay(50),
+                "p95_s": s.delay(95),
+                "missed": s.missed,
+            }
+            for kind, s in scores.items()
+        }
+        shares = [f"{100 * s.takeover:.0f} % of {s.pauses}" for s in scores.values() if s.pauses]
+        plain = scores["plain"]
+        table.add_row(name, *shares, f"{plain.delay(50):.2f} / {plain.delay(95):.2f} ({len(plain.delay_s)})")
+    console.print(table)
+    return report
+
+
+def _learn(tuning: Mapping[str, list[Heard]], other: Mapping[str, list[Heard]], console: Console) -> dict[str, Any]:
+    """Fits a head on one set; says how both it and the hand-set weights rank the moments of the other."""
+    seen = [moment for some in tuning.values() for one in some for moment in decide(one, TurnOptions()).moments]
+    new = [moment for some in other.values() for one in some for moment in decide(one, TurnOptions()).moments]
+    head = fit([inputs(moment.pause) for moment in seen], [moment.is_end for moment in seen])
+    options = TurnOptions()
+    hand = [sum(completeness(moment.pause, options).values()) for moment in new]
+    learned = [head.logit(inputs(moment.pause)) for moment in new]
+    truth = [moment.is_end for moment in new]
+    quality = {"hand": rank_quality(hand, truth), "learned": rank_quality(learned, truth)}
+    console.print(
+        f"Learned on {len(seen)} moments, {sum(m.is_end for m in seen)} of them ends; compared on {len(new)}, "
+        f"{sum(truth)} ends. Area under the curve: by hand {quality['hand']:.3f}, learned {quality['learned']:.3f}."
+    )
+    console.print({name: round(weight, 2) for name, weight in head.weights.items()})
+    return {"auc": quality, "weights": head.weights, "moments": len(seen)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
