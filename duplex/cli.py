@@ -1,4 +1,4 @@
-"""The command line: ``duplex serve|call|models|bench|doctor``. Each command's own module adds its parser."""
+"""The command line: ``duplex serve|call|replay|models|bench|doctor``. Each command's own module adds its parser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from duplex.errors import DuplexError
 
 
 def _parser() -> argparse.ArgumentParser:
-    from duplex import cli_bench, cli_call, cli_doctor, cli_models
+    from duplex import cli_bench, cli_call, cli_doctor, cli_models, cli_replay
 
     parser = argparse.ArgumentParser(
         prog="duplex", description="Speech and vision agents that listen and speak at the same time."
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"duplex {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="run the server and its page"))
-    for module in (cli_call, cli_models, cli_bench, cli_doctor):
+    for module in (cli_call, cli_replay, cli_models, cli_bench, cli_doctor):
         module.add_parser(commands)
     return parser
 
@@ -36,6 +36,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--thinker", help="a model name, a GGUF file, or openai:http://host:port/v1#model")
     parser.add_argument("--voice", help="the talker's voice")
     parser.add_argument("--instructions", help="the system prompt")
+    parser.add_argument("--record", metavar="DIR", help="write every session there; see: duplex replay --help")
     parser.add_argument("--max-sessions", type=int, help="calls at a time (4)")
     parser.add_argument(
         "--set",
@@ -50,6 +51,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 _FLAGS = {
     "host": "server.host",
     "port": "server.port",
+    "record": "record.dir",
     "max_sessions": "server.max_sessions",
     "agent": "agent.name",
     "thinker": "agent.options.thinker",

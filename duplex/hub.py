@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from duplex.agent import Agent, AgentSettings
@@ -36,6 +36,7 @@ class SessionHub:
     """Opens, counts and ends sessions. Lives on one event loop; ``async with`` starts and closes it.
 
     ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``.
+    ``make_session`` makes each of them, e.g. ``Recorder.session``; it takes what ``Session`` takes.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SessionHub:
         max_sessions: int,
         metrics: Metrics | None = None,
         retry_after_s: float = 5.0,
+        make_session: Callable[..., Session] = Session,
     ) -> None:
         self.agent = agent
         self.clock = clock
@@ -55,6 +57,7 @@ class SessionHub:
         self.max_sessions = max_sessions
         self.ready = False
         self._retry_after_s = retry_after_s
+        self._make_session = make_session
         self._reserved = 0
         self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
 
@@ -97,7 +100,7 @@ class SessionHub:
         if reservation is None:
             reservation = self.reserve()
         reservation.release()
-        session = Session(
+        session = self._make_session(
             session_id=f"sess_{uuid.uuid4().hex[:24]}",
             line=line,
             agent=self.agent,

@@ -22,7 +22,11 @@ from duplex.clock import MonotonicClock
 from duplex.config import Config
 from duplex.errors import ConfigError, DuplexError
 from duplex.hub import SessionHub
+from duplex.metrics import Metrics
+from duplex.model_facts import model_facts
+from duplex.recorder import Recorder
 from duplex.registry import create_agent
+from duplex.session import Session
 from duplex.transport.app import create_app
 from duplex.web_demo import static_dir
 
@@ -61,8 +65,12 @@ async def running(config: Config) -> AsyncIterator[Running]:
     The socket listens before the models are loaded, so ``/readyz`` can say that they are not ready yet.
     """
     sock = bind(config.server.host, config.server.port)
+    metrics = Metrics()
+    recorder: Recorder | None = None
     try:
         agent = create_agent(config.agent.name, config.agent.options)
+        if config.record.dir is not None:
+            recorder = await asyncio.to_thread(_recorder, config, metrics)
     except BaseException:
         sock.close()
         raise
@@ -71,7 +79,9 @@ async def running(config: Config) -> AsyncIterator[Running]:
         MonotonicClock(),
         config.session,
         max_sessions=config.server.max_sessions,
+        metrics=metrics,
         retry_after_s=config.server.retry_after_s,
+        make_session=Session if recorder is None else recorder.session,
     )
     app = create_app(hub, config, static_dir=static_dir())
     server = uvicorn.Server(
@@ -97,6 +107,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
         server.should_exit = True
         await serving
         sock.close()
+        if recorder is not None:
+            await asyncio.to_thread(recorder.close)
+
+
+def _recorder(config: Config, metrics: Metrics) -> Recorder:
+    models = model_facts(config.agent.options)
+    return Recorder(config.record, metrics, configuration=config.model_dump(mode="json"), models=models)
 
 
 async def serve(config: Config, console: Console) -> None:
@@ -113,6 +130,15 @@ async def serve(config: Config, console: Console) -> None:
             f"[bold green]Ready[/bold green] in {time.perf_counter() - began_s:.1f} s. "
             f"Open [bold]{server.url}[/bold] and press Talk."
         )
+        if config.record.dir is not None:
+            less = {
+                "none": "",
+                "audio": ", without sound",
+                "text": ", without words",
+                "all": ", without sound and words",
+            }
+            where = f"{config.record.dir}{less[config.record.redact]}"
+            console.print(f"[yellow]Every session is recorded to {where}. Tell those who call.[/yellow]")
         if config.server.host not in ("127.0.0.1", "localhost", "::1"):
             console.print(
                 "[yellow]This server listens beyond this machine and asks nobody for a key. Browsers only give a "
