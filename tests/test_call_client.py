@@ -22,11 +22,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from duplex.benchmarks.turns.contract import Echo, Link
 from duplex.errors import AgentFullError, TransportError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.recording import is_audible_within, starts_ms, voiced_extent, voiced_spans
 from duplex.transport.client import CallClient, CallSettings, calls_url
-from duplex.transport.client_media import Ear, Microphone
+from duplex.transport.client_media import WIRE_RATE_HZ, Ear, Microphone
+from duplex.transport.client_script import Script
 
 
 def tone(ms: int, hz: float = 440.0) -> Samples:
@@ -164,11 +166,11 @@ async def test_both_sides_of_a_call_lie_where_they_were_spoken(server: FakeServe
     assert said is not None
     assert (said.start_ms, said.end_ms) == (pytest.approx(span.start_ms, abs=10), pytest.approx(span.end_ms, abs=10))
     assert np.corrcoef(recording.user[(a := int(said.start_ms * 24)) : a + 9600], tone(500)[:9600])[0, 1] > 0.99
-    (spoken,) = voiced_spans(recording.agent, bridge_ms=50)
-    assert spoken.end_ms - spoken.start_ms == pytest.approx(600, abs=30)
+    spoken = voiced_spans(recording.agent)  # in one piece, unless this machine was too busy to send it so
+    assert sum(part.end_ms - part.start_ms for part in spoken) == pytest.approx(600, abs=40)
     # The server answered the tone's first packet, which cannot be heard before it was sent and played out.
-    assert spoken.start_ms >= span.start_ms + 20 + recording.playout_ms
-    assert heard_ms >= spoken.start_ms
+    assert spoken[0].start_ms >= span.start_ms + 20 + recording.playout_ms
+    assert heard_ms >= spoken[0].start_ms
     assert recording.wire.lost == 0
     assert server.hung_up == ["one"]
     assert server.content_types == ["application/sdp"]
@@ -184,7 +186,7 @@ async def test_a_sender_that_pauses_is_heard_after_the_pause_without_added_delay
         await call.wait_audible(timeout_s=10)
         await call.wait_quiet(300, timeout_s=10)
     agent = call.recording().agent
-    assert len(voiced_spans(agent, bridge_ms=100)) == 2
+    assert len(voiced_spans(agent, bridge_ms=500)) == 2
     answered = starts_ms(agent, second.start_ms)
     assert answered is not None
     assert not is_audible_within(agent, second.start_ms - 100, second.start_ms)
@@ -376,22 +378,126 @@ def test_the_ear_survives_damage_and_keeps_to_its_bound() -> None:
     assert ear.last_audible_s == 100.0
 
 
+def test_the_ear_waits_for_what_was_overtaken_and_no_longer_than_it_should() -> None:
+    clock, payload = Stopwatch(), encoded()
+    taken: list[int] = []
+    ear = Ear(clock, max_packets=100, patience_s=0.05, on_packet=lambda arrival: taken.append(arrival.sequence))
+    for number, at_ms in [(0, 0), (2, 10), (3, 20), (1, 30), (5, 40), (6, 80), (7, 95), (4, 100), (9, 110)]:
+        clock.at_s = 100.0 + at_ms / 1000.0
+        ear.add(Rtp(number, number * 960, payload))
+    assert taken == [0, 1, 2, 3, 5, 6, 7]  # 4 came after 5 had been waited with for 50 ms
+    ear.flush()
+    assert taken[-1] == 9
+    assert [round((a.at_s - 100) * 1000) for a in ear.arrivals if len(a.samples)] == [0, 30, 10, 20, 40, 80, 95, 110]
+    assert [a.sequence for a in ear.arrivals if not len(a.samples)] == [4]
+
+
 async def test_the_microphone_keeps_time_and_fills_with_silence() -> None:
     clock = Stopwatch()
-    microphone = Microphone(clock, max_packets=10)
+    script = Script(clock, rate_hz=WIRE_RATE_HZ, max_packets=10)
+    microphone = Microphone(script, clock)
     await microphone.recv()
-    start = microphone.push(np.full(1000, 3000, np.int16))
+    assert script.push(np.full(1000, 0.1, np.float32)) == (1, 3)
     frames = [await microphone.recv() for _ in range(3)]
-    assert start == 1
     assert [frame.pts for frame in frames] == [960, 1920, 2880]
     assert clock.at_s == pytest.approx(100.08)
     assert [int(np.count_nonzero(frame.to_ndarray())) for frame in frames] == [1920, 80, 0]
-    spoken = microphone.spoken(4 * 960)
+    spoken = script.spoken(4 * 960)
     assert np.flatnonzero(spoken).tolist() == list(range(960, 1960))
-    assert microphone.late_s == 0
+    assert script.late_s == pytest.approx(0)
+
+
+async def test_the_microphone_picks_up_more_than_what_was_said() -> None:
+    clock = Stopwatch()
+    script = Script(clock, rate_hz=WIRE_RATE_HZ, max_packets=10)
+    asked: list[int] = []
+
+    def hum(start: int, n_samples: int) -> Samples:
+        asked.append(start)
+        return np.full(n_samples, 0.25, np.float32)
+
+    microphone = Microphone(script, clock, hum)
+    frames = [await microphone.recv() for _ in range(2)]
+    assert asked == [0, 960]
+    assert all(np.all(frame.to_ndarray() == 8191) for frame in frames)
+    assert not script.spoken(1920).any()
 
 
 async def test_the_microphone_refuses_more_than_the_call_may_last() -> None:
-    microphone = Microphone(Stopwatch(), max_packets=10)
+    script = Script(Stopwatch(), rate_hz=WIRE_RATE_HZ, max_packets=10)
     with pytest.raises(TransportError, match="max_call_s"):
-        microphone.push(np.zeros(11 * 960, np.int16))
+        script.push(np.zeros(11 * 960, np.float32))
+
+
+# --- a bad line ------------------------------------------------------------------------------------------------
+
+
+async def test_after_an_outage_the_same_call_goes_on(server: FakeServer) -> None:
+    loud = asyncio.Event()
+    server.on_audible = lambda _fake: loud.set()
+    async with CallClient.connect(server.url) as call:
+        await call.play(tone(200))
+        await loud.wait()
+        loud.clear()
+        await call.wait_ms(500)  # the server tells one stretch of sound from the next by the quiet between them
+        began_ms = call.now_ms
+        out = asyncio.create_task(call.outage(1.0))
+        await asyncio.sleep(0)
+        server.speak(600)
+        await call.play(tone(400))
+        await out
+        ended_ms = call.now_ms
+        assert not loud.is_set()
+        server.on_audible = lambda fake: fake.speak(400)
+        await call.play(tone(200))
+        await call.wait_audible(timeout_s=10)
+        await call.wait_quiet(300, timeout_s=10)
+        server.emit("back")
+        await call.wait_for("back", timeout_s=10)
+        assert call.ended is None
+    agent = call.recording().agent
+    assert not is_audible_within(agent, began_ms, ended_ms)
+    assert starts_ms(agent, ended_ms) is not None
+
+
+async def test_a_lossy_line_loses_what_it_says_in_both_directions(server: FakeServer) -> None:
+    link = Link(loss=0.3, burst_ms=60, seed=2)
+    async with CallClient.connect(server.url, CallSettings(link=link)) as call:
+        server.speak(4000)
+        await call.wait_audible(timeout_s=10)
+        await call.wait_quiet(500, timeout_s=10)
+        assert server.peer is not None
+        (receiver,) = server.peer.getReceivers()
+        inbound = next(s for s in (await receiver.getStats()).values() if s.type == "inbound-rtp")
+    wire = call.recording().wire
+    assert wire.lost / (wire.lost + wire.received) == pytest.approx(0.3, abs=0.15)
+    assert inbound.packetsLost / (inbound.packetsLost + inbound.packetsReceived) == pytest.approx(0.3, abs=0.15)
+
+
+async def test_on_a_jittery_line_a_patient_listener_hears_everything(server: FakeServer) -> None:
+    link = Link(jitter_ms=40, reorder=True, skew_ppm=300, seed=4)
+    server.on_audible = lambda fake: fake.speak(1000)
+    async with CallClient.connect(server.url, CallSettings(link=link)) as call:
+        await call.play(tone(200))
+        await call.wait_audible(timeout_s=10)
+        await call.wait_quiet(500, timeout_s=10)
+    recording = call.recording()
+    assert recording.playout_ms == 100
+    assert (recording.wire.lost, recording.wire.out_of_order) == (0, 0)
+    heard_ms = sum(span.end_ms - span.start_ms for span in voiced_spans(recording.agent))
+    assert heard_ms == pytest.approx(1000, abs=60)
+    arrivals = [arrival.at_s for arrival in call._ear.arrivals]
+    assert arrivals != sorted(arrivals)  # some were overtaken
+
+
+async def test_the_agent_hears_itself_where_there_is_an_echo(server: FakeServer) -> None:
+    heard: list[float] = []
+    async with CallClient.connect(server.url, CallSettings(link=Link(echo=Echo(-6, 200)))) as call:
+        server.on_audible = lambda _fake: heard.append(call.now_ms)
+        server.speak(600)
+        spoke_ms = await call.wait_audible(timeout_s=10)
+        await call.wait_quiet(500, timeout_s=10)
+    assert len(heard) == 1
+    assert heard[0] >= spoke_ms - 20 + 200
+    recording = call.recording()
+    assert voiced_extent(recording.user) is None
