@@ -350,6 +350,7 @@ class FloorKeeper:
             return
         self._playout.hold()
         self._take_back(self.reply)
+        self._ledger.hold(self.reply.reply_id, self._clock.now())
         self._command(HoldReply(self.reply.reply_id))
         self._emit(ev.ReplyHeld(self._at(), self.reply.reply_id))
 
@@ -360,6 +361,7 @@ class FloorKeeper:
         if self.reply is None:
             return
         self._playout.resume()
+        self._ledger.resume(self.reply.reply_id)
         self._command(ResumeReply(self.reply.reply_id))
         self._metrics.resumes.inc()
         self._emit(ev.ReplyResumed(self._at(), self.reply.reply_id))

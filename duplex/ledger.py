@@ -57,6 +57,7 @@ class _Reply:
     most_sent_samples: int = 0  # before anything was taken back; an acknowledgement may still be on its way
     dropped: bool = False
     acked: tuple[int, float] | None = None  # (samples, at_s)
+    held_since_s: float | None = None
     # Packets sent lately: (out_pts after it, at_s, reply offset after it, samples). Older ones were heard long ago.
     recent: deque[tuple[int, float, int, int]] = field(default_factory=lambda: deque(maxlen=250))
 
@@ -112,6 +113,13 @@ class Ledger:
         if reply := self._replies.get(reply_id):
             reply.dropped = True
 
+    def hold(self, reply_id: str, at_s: float) -> None:
+        """The reply is paused: a client that says after this how far it played has stopped there."""
+        self._replies[reply_id].held_since_s = at_s
+
+    def resume(self, reply_id: str) -> None:
+        self._replies[reply_id].held_since_s = None
+
     def report(self, report: PlayoutReport) -> None:
         """Evidence about the wire's timeline."""
         self._report = report
@@ -149,6 +157,8 @@ class Ledger:
         reply = self._replies[reply_id]
         if reply.acked is not None:
             played, at_s = reply.acked
+            if reply.held_since_s is not None and at_s >= reply.held_since_s:
+                return HeardUpTo(played, Evidence.ACK, 60.0)
             ahead = min(round((now_s - at_s) * SAMPLE_RATE_HZ), ms_to_samples(1000))
             # Playout goes on between acknowledgements, but only as far as the clock allows too.
             limit = max(played, self._by_clock(reply, now_s, self._delay_ms / 2))

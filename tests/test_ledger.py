@@ -55,6 +55,17 @@ def test_an_acknowledgement_beats_the_clock() -> None:
     assert ledger.heard("r", 0.6).ms == pytest.approx(350, abs=1)
 
 
+def test_a_client_that_stopped_at_a_hold_heard_no_more_until_it_goes_on() -> None:
+    ledger = sent(50)
+    ledger.acknowledge("r", 250.0, 0.5)
+    ledger.hold("r", 0.55)
+    assert ledger.heard("r", 0.6).ms == pytest.approx(350, abs=1), "what it said before the hold says nothing of it"
+    ledger.acknowledge("r", 320.0, 0.62)
+    assert ledger.heard("r", 2.0).ms == pytest.approx(320)
+    ledger.resume("r")
+    assert ledger.heard("r", 2.0).ms > 400
+
+
 @pytest.mark.parametrize("played_ms", [-1.0, 221.0, 1e9])
 def test_acknowledging_what_was_never_sent_is_an_error_that_says_how_much_was(played_ms: float) -> None:
     ledger = sent(10)
