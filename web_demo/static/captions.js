@@ -149,6 +149,14 @@ export class Captions {
 
   // The agent's side
 
+  /** "Mm-hm" of the agent while the user has the floor: said, and no reply. */
+  agentAside(text) {
+    const element = this.#element("agent", "Agent");
+    element.classList.add("aside");
+    element.querySelector(".said").textContent = text;
+    this.#follow();
+  }
+
   agentRow(responseId, itemId) {
     if (itemId) this.#responseOf.set(itemId, responseId);
     let row = this.#agents.get(responseId);
@@ -288,6 +296,7 @@ const HANDLERS = {
   "duplex.turn.reopened": (c, e) => c.userReopened(e.item_id),
   "duplex.transcript.partial": (c, e) => c.userPartial(e.item_id, e.text),
   "duplex.floor": (c, e) => c.floor(e.user),
+  "duplex.aside": (c, e) => c.agentAside(e.transcript),
   "conversation.item.input_audio_transcription.delta": (c, e) => c.userDelta(e.item_id, e.delta),
   "conversation.item.input_audio_transcription.completed": (c, e) => c.userFinal(e.item_id, e.transcript),
   "conversation.item.input_audio_transcription.failed": (c, e) => c.userFinal(e.item_id, null),

@@ -89,7 +89,7 @@ call.addEventListener("status", () => {
     if (wasLive) captions.divider("Reconnected. The agent starts afresh.");
     wasLive = true;
     setFloor("listening", "idle");
-    if (byId("instructions").value || byId("voice").value) applySession();
+    if (["instructions", "voice", "turn-taking"].some((id) => byId(id).value)) applySession();
     if (typing) openComposer();
   } else {
     floorView.showStatus(status);
@@ -251,6 +251,8 @@ function applySession() {
   const session = { type: "realtime" };
   if (instructions) session.instructions = instructions;
   if (voice) session.audio = { output: { voice } };
+  const preset = byId("turn-taking").value;
+  if (preset) session.duplex = { turn_taking: { preset } };
   return send({ type: "session.update", session });
 }
 
