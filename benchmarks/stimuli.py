@@ -1,9 +1,7 @@
 """What the benchmarks say: people's voices from public packages, and synthetic questions with known answers.
 
-Recordings come from packages anyone can install: the source distribution of ``pocketsphinx`` (LibriVox
-readings, public domain, and CMU's own test sentences, BSD), the sounds inside ``moonshine-voice`` (MIT),
-and, if it is there, Debian's ``asterisk-core-sounds-en-wav`` (CC-BY-SA-3.0). Only sentences that end where
-the speaker ended them are used, since an agent is right to wait after half of one.
+Recordings come from packages anyone can install; ``docs/stimuli.md`` lists them, with their licences and speakers.
+Only sentences that end where the speaker ended them are used, since an agent is right to wait after half of one.
 
 Rumble below 100 Hz is taken out of each (breath on a microphone goes on for up to half a second after the
 last word, as loud as speech, and would count as voice). Then it is cut to its voice by the rule of
@@ -13,119 +11,52 @@ is known: :attr:`Stimulus.voiced`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import subprocess
-import sys
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
+from duplex.benchmarks.stimuli_cuts import CUTS, Cut, Split, Use
+from duplex.benchmarks.stimuli_packages import ASTERISK, PACKAGES, fetch, installed
 from duplex.errors import DuplexError
 from duplex.frames import SAMPLE_RATE_HZ, Samples, ms_to_samples
-from duplex.recording import Span, normalised, voiced_extent
-from duplex.weights import default_root
+from duplex.recording import Span, normalised, voiced_extent, voiced_spans
+
+_Hz = npt.NDArray[np.float64]
 
 LEVEL_DBFS = -20.0
-POCKETSPHINX = "pocketsphinx==5.1.1"
-POCKETSPHINX_SHA256 = "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355"
-ASTERISK = Path("/usr/share/asterisk/sounds/en")
+PAUSE_MS = 300.0
+"""A gap in speech from here on is a pause; shorter ones are the closures and breaths of running speech."""
+
 _BEFORE_MS, _AFTER_MS, _FADE_MS = 60.0, 120.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stimulus:
-    """One utterance: float32[n] at 24 kHz, −20 dBFS. ``voiced``: its first to its last voiced sample, ms."""
+    """One utterance: float32[n] at 24 kHz, −20 dBFS. ``voiced``: its first to its last voiced sample, ms.
+
+    ``speaker``: who it is, or the synthetic voice, as far as it is known. ``human``: a recording of a person.
+    ``pauses``: gaps in the voice that are part of it, ms of ``samples``, each with an unfinished sentence before it.
+    ``expects``: words of which one is in a sensible answer.
+    """
 
     name: str
     source: str
     text: str
     samples: Samples
     voiced: Span
+    speaker: str = ""
+    human: bool = True
+    use: Use = "turn"
+    pauses: tuple[Span, ...] = ()
+    expects: tuple[str, ...] = ()
+    breaks_ms: tuple[float, ...] = ()
+    """Word boundaries of ``samples`` where a pause may be put; see :class:`~.stimuli_cuts.Cut`."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    file: str
-    text: str
-    start_s: float = 0.0
-    end_s: float | None = None
-
-
-_POCKETSPHINX = (
-    _Cut("test/data/goforward.raw", "Go forward ten meters."),
-    _Cut("test/data/something.raw", "Go somewhere and do something."),
-    _Cut(
-        "test/data/librivox/sense_and_sensibility_01_austen_64kb-0870.wav",
-        "And Mr. John Dashwood had then leisure to consider how much there might be prudently in his power "
-        "to do for them.",
-    ),
-    _Cut(
-        "test/data/librivox/sense_and_sensibility_01_austen_64kb-0920.wav",
-        "Had he married a more amiable woman, he might have been made still more respectable than he was.",
-    ),
-    _Cut(
-        "test/data/librivox/sense_and_sensibility_01_austen_64kb-0930.wav",
-        "He might even have been made amiable himself.",
-    ),
-    _Cut("test/data/cards/001.wav", "Ten of clubs."),
-    _Cut("test/data/cards/003.wav", "Seven of clubs."),
-    _Cut("test/data/cards/005.wav", "Eight of spades, four of clubs, seven of hearts."),
-    _Cut(
-        "test/regression/chan3.wav", "How much, how easy we want to make it for people to bleep things out.", 2.6, 6.5
-    ),
-    _Cut("test/regression/chan3.wav", "Morgan wants to make it hard.", 8.1, 10.2),
-)
-_MOONSHINE = (
-    _Cut("endgame_nagg_nell.wav", "Do you hear me?", 0.0, 1.3),
-    _Cut("endgame_nagg_nell.wav", "Laugh less heartily so, we have still that resource.", 8.5, 11.6),
-    _Cut("endgame_nagg_nell.wav", "No, not heartily, just less heartily.", 11.8, 14.3),
-    _Cut("endgame_nagg_nell.wav", "Ah, that's a good story.", 14.4, 15.77),
-    _Cut("endgame_nagg_nell.wav", "What are you talking about?", 17.4, 19.0),
-    _Cut("endgame_nagg_nell.wav", "Not now.", 22.3, 23.4),
-    _Cut("endgame_nagg_nell.wav", "Do you remember the day I went and fetched you from that ditch?", 23.5, 27.8),
-    _Cut("beckett.wav", "Ever tried. Ever failed.", 0.1, 3.0),
-    _Cut("beckett.wav", "No matter. Try again.", 3.4, 5.8),
-    _Cut("beckett.wav", "Fail again.", 6.4, 7.7),
-    _Cut("beckett.wav", "Fail better.", 7.8, 9.5),
-    _Cut(
-        "two_cities.wav",
-        "That some of its noisiest authorities insisted on its being received, for good or for evil, in the "
-        "superlative degree of comparison only.",
-        32.5,
-        42.3,
-    ),
-)
-_ASTERISK = (
-    _Cut("vm-savefolder.wav", "Which folder should I save the message to?"),
-    _Cut("hello-world.wav", "Hello world."),
-    _Cut("tt-monkeysintro.wav", "They have been carried away by monkeys."),
-    _Cut("tt-somethingwrong.wav", "Something is terribly wrong."),
-    _Cut("tt-weasels.wav", "Weasels have eaten our phone system."),
-    _Cut("please-try-call-later.wav", "Please try your call again later."),
-    _Cut("pls-hold-while-try.wav", "Please hold while we try to connect you."),
-    _Cut("conf-onlyperson.wav", "You are currently the only person in this conference."),
-    _Cut("conf-waitforleader.wav", "The conference will begin when the leader arrives."),
-    _Cut("check-number-dial-again.wav", "Please check the number and dial again."),
-    _Cut("cannot-complete-as-dialed.wav", "Your call cannot be completed as dialed."),
-    _Cut("feature-not-avail-line.wav", "That feature is not available on this line."),
-    _Cut("speed-dial-empty.wav", "The speed dial entry you've accessed is empty."),
-    _Cut("vm-nobodyavail.wav", "Nobody is available to take your call at the moment."),
-    _Cut("vm-nonumber.wav", "I'm afraid I don't know who sent this message."),
-    _Cut("vm-whichbox.wav", "To leave a message, please enter a mailbox number."),
-    _Cut("vm-msgforwarded.wav", "Your message has been successfully forwarded."),
-    _Cut("vm-mailboxfull.wav", "Sorry, but the user's mail box can't accept more messages."),
-    _Cut("vm-tempremoved.wav", "Your temporary greeting has been removed."),
-    _Cut("dir-nomore.wav", "There are no more compatible entries in the directory."),
-    _Cut("demo-echodone.wav", "The echo test has been completed."),
-    _Cut("demo-nomatch.wav", "I'm sorry, there are no matches for those keywords."),
-    _Cut("privacy-unident.wav", "The party you are trying to reach does not accept unidentified calls."),
-    _Cut("agent-pass.wav", "Please enter your password followed by the pound key."),
-)
 
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is the capital of France?", ("paris",)),
@@ -141,27 +72,37 @@ SETS = ("packages", "asterisk", "all")
 
 
 def load_stimuli(which: str = "packages", note: Callable[[str], None] = lambda _line: None) -> list[Stimulus]:
-    """The recordings of a set, always in the same order.
+    """The turns of a set of recordings, always in the same order.
 
     ``packages``: from the package index, the same on every machine. ``asterisk``: Debian's package.
-    ``all``: both, as far as they are there. ``note`` gets a line about what is fetched or missing. Raises
-    ``DuplexError`` if nothing at all could be had.
+    ``all``: both, as far as they are there. These are the ones that may be tuned on. ``note`` gets a line about what
+    is fetched or missing. Raises ``DuplexError`` if nothing at all could be had.
     """
-    found: list[Stimulus] = []
-    if which in {"packages", "all"}:
-        found += _from_pocketsphinx(note)
-        found += _from_moonshine(note)
-    if which in {"asterisk", "all"}:
-        if ASTERISK.is_dir():
-            found += [_cut(ASTERISK / cut.file, cut, "asterisk") for cut in _ASTERISK if (ASTERISK / cut.file).exists()]
-        else:
-            note(f"No {ASTERISK}. Run: sudo apt-get install asterisk-core-sounds-en-wav")
+    found = [
+        stimulus
+        for source in CUTS["tuning"]
+        if which == "all" or (source == ASTERISK) == (which == "asterisk")
+        for stimulus in load_source("tuning", source, note)
+        if stimulus.use == "turn"
+    ]
     if not found:
         raise DuplexError(
-            "No recordings of human speech could be had. Run: pip install 'duplex-runtime[local]' (they come with "
-            "moonshine-voice), or sudo apt-get install asterisk-core-sounds-en-wav and use --stimuli asterisk"
+            "No recordings of human speech could be had. Run: pip install moonshine-voice (they come with it), or "
+            "sudo apt-get install asterisk-core-sounds-en-wav and use --stimuli asterisk"
         )
     return found
+
+
+def load_source(split: Split, source: str, note: Callable[[str], None] = lambda _line: None) -> list[Stimulus]:
+    """Everything that is cut from one source of a split; nothing, and a note why, if it cannot be had."""
+    cuts = CUTS[split][source]
+    files = {cut.file for cut in cuts}
+    try:
+        folder = fetch(PACKAGES[source], files, note) if source in PACKAGES else installed(source)
+    except DuplexError as error:
+        note(str(error))
+        return []
+    return [cut_out(path, cut, source) for cut in cuts if (path := folder / PurePosixPath(cut.file).name).exists()]
 
 
 def load_interruptions(stimuli: list[Stimulus]) -> list[Stimulus]:
@@ -224,78 +165,61 @@ def read_audio(path: Path) -> Samples:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-# --- where they come from ---------------------------------------------------------------------------
-
-
-def _from_pocketsphinx(note: Callable[[str], None]) -> Iterator[Stimulus]:
-    directory = default_root().parent / "recordings" / POCKETSPHINX.replace("==", "-")
-    missing = [cut for cut in _POCKETSPHINX if not (directory / Path(cut.file).name).exists()]
-    if missing:
-        note(f"Fetching recordings: pip download {POCKETSPHINX} (34 MB, once)")
-        try:
-            _fetch_pocketsphinx(directory)
-        except DuplexError as error:
-            note(str(error))
-            return
-    for cut in _POCKETSPHINX:
-        yield _cut(directory / Path(cut.file).name, cut, "pocketsphinx")
-
-
-def _fetch_pocketsphinx(directory: Path) -> None:
-    """Takes the recordings out of the source distribution, by pip, so that the user's mirrors are respected."""
-    with tempfile.TemporaryDirectory(prefix="duplex-recordings-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx"]
-        command += ["--disable-pip-version-check", "--no-input", "--dest", scratch, POCKETSPHINX]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archive = next(iter(Path(scratch).glob("*.tar.gz")), None)
-        if done.returncode != 0 or archive is None:
-            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise DuplexError(f"pip could not download {POCKETSPHINX}: {reason}")
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != POCKETSPHINX_SHA256:
-            raise DuplexError(f"{archive.name} is not the file its recordings were taken from; they are left out.")
-        directory.mkdir(parents=True, exist_ok=True)
-        wanted = {cut.file for cut in _POCKETSPHINX}
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.name.partition("/")[2] in wanted and (content := tar.extractfile(member)) is not None:
-                    part = directory / f".{Path(member.name).name}.part"
-                    part.write_bytes(content.read())
-                    part.replace(directory / Path(member.name).name)
-
-
-def _from_moonshine(note: Callable[[str], None]) -> Iterator[Stimulus]:
-    spec = importlib.util.find_spec("moonshine_voice")
-    if spec is None or spec.origin is None:
-        note("moonshine-voice is not installed, and its recordings with it. Run: pip install 'duplex-runtime[local]'")
-        return
-    assets = Path(spec.origin).parent / "assets"
-    for cut in _MOONSHINE:
-        if (assets / cut.file).exists():
-            yield _cut(assets / cut.file, cut, "moonshine-voice")
-
-
-def _without_rumble(samples: Samples) -> Samples:
-    """A high pass without phase, from −∞ at 80 Hz to 0 dB at 130 Hz; a telephone does more."""
-    spectrum = np.fft.rfft(samples)
-    hz = np.fft.rfftfreq(len(samples), 1.0 / SAMPLE_RATE_HZ)
-    rise = np.clip((hz - 80.0) / 50.0, 0.0, 1.0)
-    return np.fft.irfft(spectrum * np.sin(rise * np.pi / 2.0) ** 2, len(samples)).astype(np.float32)
-
-
-def _cut(path: Path, cut: _Cut, source: str) -> Stimulus:
-    """The part of a file that ``cut`` names, cut to its voice, at −20 dBFS."""
-    samples = _without_rumble(read_audio(path))
-    end = None if cut.end_s is None else round(cut.end_s * SAMPLE_RATE_HZ)
-    samples = normalised(samples[round(cut.start_s * SAMPLE_RATE_HZ) : end], LEVEL_DBFS)
-    voiced = voiced_extent(samples)
+def cut_out(path: Path, cut: Cut, source: str) -> Stimulus:
+    """The part of a file that ``cut`` names, cut to its voice, at −20 dBFS. Raises ``DuplexError`` if it is silent."""
+    whole = _read(path)
+    end = len(whole) if cut.end_s is None else round(cut.end_s * SAMPLE_RATE_HZ)
+    part, first = to_voice(whole[round(cut.start_s * SAMPLE_RATE_HZ) : end])
+    voiced = voiced_extent(part)
     if voiced is None:
         raise DuplexError(f"There is no voice in {path} where there should be.")
+    begins_s = cut.start_s + first / SAMPLE_RATE_HZ
+    return Stimulus(
+        name=f"{path.stem}@{cut.start_s:g}",
+        source=source,
+        text=cut.text,
+        samples=part,
+        voiced=voiced,
+        speaker=cut.speaker,
+        use=cut.use,
+        pauses=pauses_in(part),
+        breaks_ms=tuple((at_s - begins_s) * 1000.0 for at_s in cut.breaks_s),
+    )
+
+
+def pauses_in(samples: Samples, at_least_ms: float = PAUSE_MS) -> tuple[Span, ...]:
+    """The gaps between voiced stretches, by the rule of :mod:`duplex.recording`."""
+    gaps = (Span(before.end_ms, after.start_ms) for before, after in pairwise(voiced_spans(samples)))
+    return tuple(gap for gap in gaps if gap.end_ms - gap.start_ms >= at_least_ms)
+
+
+def to_voice(samples: Samples) -> tuple[Samples, int]:
+    """Speech cut to its voice, faded, at −20 dBFS, and the index in ``samples`` where it begins."""
+    samples = normalised(samples, LEVEL_DBFS)
+    voiced = voiced_extent(samples)
+    if voiced is None:
+        return samples, 0
     first = max(0, ms_to_samples(voiced.start_ms - _BEFORE_MS))
     samples = samples[first : ms_to_samples(voiced.end_ms + _AFTER_MS)].copy()
     fade = np.linspace(0.0, 1.0, ms_to_samples(_FADE_MS), dtype=np.float32)
     samples[: len(fade)] *= fade
     samples[-len(fade) :] *= fade[::-1]
-    samples = normalised(samples, LEVEL_DBFS)
-    again = voiced_extent(samples)
-    assert again is not None
-    return Stimulus(f"{path.stem}@{cut.start_s:g}", source, cut.text, samples, again)
+    return normalised(samples, LEVEL_DBFS), first
+
+
+def without_rumble(samples: Samples) -> Samples:
+    """A high pass without phase, from −∞ at 80 Hz to 0 dB at 130 Hz; a telephone does more."""
+    return filtered(samples, lambda hz: np.sin(np.clip((hz - 80.0) / 50.0, 0.0, 1.0) * np.pi / 2.0) ** 2)
+
+
+def filtered(samples: Samples, gain: Callable[[_Hz], _Hz]) -> Samples:
+    """The samples through a filter without phase, given by its ``gain`` at float64[m] frequencies: float32[n]."""
+    n = -(-len(samples) // SAMPLE_RATE_HZ) * SAMPLE_RATE_HZ  # whole seconds: other lengths can take 50 times as long
+    hz: _Hz = np.fft.rfftfreq(n, 1.0 / SAMPLE_RATE_HZ).astype(np.float64)
+    spectrum = np.fft.rfft(samples, n) * gain(hz)
+    return np.fft.irfft(spectrum, n)[: len(samples)].astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path) -> Samples:
+    return without_rumble(read_audio(path))
