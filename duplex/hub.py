@@ -11,6 +11,7 @@ from typing import Self
 from duplex.agent import Agent, AgentSettings
 from duplex.clock import Clock
 from duplex.config import SessionConfig
+from duplex.echo import EchoCancelledLine, EchoCanceller
 from duplex.errors import AgentFullError
 from duplex.line import Line
 from duplex.metrics import Metrics
@@ -37,6 +38,7 @@ class SessionHub:
 
     ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``.
     ``make_session`` makes each of them, e.g. ``Recorder.session``; it takes what ``Session`` takes.
+    ``make_canceller`` makes each an echo canceller; without it lines are taken to cancel echo themselves.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SessionHub:
         metrics: Metrics | None = None,
         retry_after_s: float = 5.0,
         make_session: Callable[..., Session] = Session,
+        make_canceller: Callable[[], EchoCanceller] | None = None,
     ) -> None:
         self.agent = agent
         self.clock = clock
@@ -58,6 +61,7 @@ class SessionHub:
         self.ready = False
         self._retry_after_s = retry_after_s
         self._make_session = make_session
+        self._make_canceller = make_canceller
         self._reserved = 0
         self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
 
@@ -100,6 +104,8 @@ class SessionHub:
         if reservation is None:
             reservation = self.reserve()
         reservation.release()
+        if self._make_canceller is not None:
+            line = EchoCancelledLine(line, self._make_canceller(), self.clock)
         session = self._make_session(
             session_id=f"sess_{uuid.uuid4().hex[:24]}",
             line=line,

@@ -15,7 +15,8 @@ import numpy as np
 from duplex.agent import Aside, AsideKind
 from duplex.asides import AsideQueue
 from duplex.config import PlayoutConfig
-from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples
+from duplex.echo import Tape
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Frame, Samples, ms_to_samples
 from duplex.ledger import Ledger
 from duplex.line import Line, OutPacket
 from duplex.metrics import Metrics
@@ -47,6 +48,7 @@ class Outgoing:
         self._epoch_s = 0.0
         self._recent: deque[Sent] = deque(maxlen=64)
         self._asides = AsideQueue()
+        self._tape = Tape()
         self.last_audible_s = 0.0
 
     def start(self, now_s: float) -> None:
@@ -97,6 +99,7 @@ class Outgoing:
         self._line.send(
             OutPacket(pts, taken.samples, owner.reply_id if owner else None, owner.item_id if owner else None)
         )
+        self._tape.put(pts, taken.samples)
         self._packets += 1
         sent = Sent(owner.reply_id if owner else None, taken.samples, real, audible)
         self._recent.append(sent)
@@ -109,7 +112,9 @@ class Outgoing:
     def _send_aside(self, now_s: float) -> Sent:
         samples = self._asides.take()
         assert samples is not None
-        self._line.send(OutPacket(self._packets * PACKET_SAMPLES, samples, aside=True))
+        pts = self._packets * PACKET_SAMPLES
+        self._line.send(OutPacket(pts, samples, aside=True))
+        self._tape.put(pts, samples)
         self._packets += 1
         sent = Sent(None, samples, 0, audible=False)  # not of a reply, so no one waits for it
         self._recent.append(sent)
@@ -126,9 +131,9 @@ class Outgoing:
             if sent.reply_id == reply.reply_id and sent.real:
                 self._ledger.unsend(reply.reply_id, sent.real)
                 self._playout.rewind(sent.samples[: sent.real])
+        self._tape.take_back(self._packets * PACKET_SAMPLES)
 
-    def reference(self, n_samples: int) -> Samples:
-        """The last ``n_samples`` we played: what an echo in the heard frame would be made of."""
-        packets = [sent.samples for sent in list(self._recent)[-(n_samples // PACKET_SAMPLES) :]]
-        played = np.concatenate(packets) if packets else np.zeros(0, dtype=np.float32)
-        return np.pad(played, (n_samples - len(played), 0)) if len(played) < n_samples else played
+    def reference(self, frame: Frame, now_s: float) -> Samples:
+        """What we played while ``frame`` was recorded: what an echo in it would be made of. float32, as long."""
+        due_packets = int((now_s - self._epoch_s) / PACKET_S + 1e-6)
+        return self._tape.beside(frame, due_packets * PACKET_SAMPLES)

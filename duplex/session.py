@@ -193,7 +193,7 @@ class Session:
             self._heard_pts, self._heard_at_s = frame.end_pts, now_s
             heard = Heard(
                 frame=frame,
-                reference=self._out.reference(len(frame.samples)),
+                reference=self._out.reference(frame, now_s),
                 floor=self.machine.floor,
                 floor_since_s=self.machine.since_s,
                 now_s=now_s,

@@ -58,7 +58,7 @@ class FakeEar:
     pending: list[np.ndarray] = field(default_factory=list)
     pts: int = 0
 
-    def hear(self, pts: int, samples: np.ndarray) -> None:
+    def hear(self, pts: int, samples: np.ndarray, reference: np.ndarray) -> None:
         self.pending.append(samples)
         audio = np.concatenate(self.pending)
         while len(audio) >= WINDOW_PTS:

@@ -68,6 +68,7 @@ from .ear import Window
 from .encouragement import Encouragement
 from .engines import Engines, load_engines, voices_of
 from .intonation import pitch_hz
+from .lexicon import only_says_stop
 from .listener import Transcript
 from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
 from .reply_work import ReplyWork
@@ -176,7 +177,7 @@ class CascadeSession:
             self._do_without_words(self._awaiting)
         if heard.image is not None:
             self._images.append(heard.image)
-        self._ear.hear(heard.frame.pts, heard.frame.samples)
+        self._ear.hear(heard.frame.pts, heard.frame.samples, heard.reference)
 
     def collect(self) -> Sequence[AgentEvent]:
         out: list[AgentEvent] = []
@@ -259,7 +260,7 @@ class CascadeSession:
         self._pts = window.end_pts
         n_samples = len(window.samples_16k) * SAMPLE_RATE_HZ // 16_000
         pitch = pitch_hz(window.samples_16k) if self._predictor.voice else None
-        heard = HeardWindow(window.end_pts, n_samples, window.probability, window.level_dbfs, pitch_hz=pitch)
+        heard = HeardWindow(window.end_pts, n_samples, window.probability, window.level_dbfs, window.echo, pitch)
         self._predictor.window(heard, self._ours)
         if self._predictor.in_stretch and not self._listening:
             self._start_listening()
@@ -412,7 +413,7 @@ class CascadeSession:
             self._waiting_reply = command
 
     def _start(self, command: BeginReply, said: str | None) -> None:
-        if said == "":  # sound without words: nothing to answer
+        if said is not None and (not said or only_says_stop(said)):  # nothing to answer, or no answer wanted
             self._post(ReplyEnd(command.reply_id))
             return
         self._latest_reply, self._asks = command.reply_id, False

@@ -37,8 +37,8 @@ _N = 256  # samples of a window at 8 kHz, 32 ms
 _PER_MS = 8
 _HISTORY = 8  # windows that are explained together, 256 ms
 _MAX_LAG = 20 * _N
-_PLAYED = _HISTORY * _N + _MAX_LAG  # played samples kept
-_FFT = 8192  # holds _PLAYED
+_PLAYED = _HISTORY * _N + _MAX_LAG + _N  # played samples kept: all that can echo, and the short filter's past
+_FFT = 8192  # holds them
 _SMOOTH = 33  # bins of about 1 Hz each over which a spectrum is flattened
 
 _TAPS = 64  # the short filter: 8 ms, of which
@@ -90,6 +90,7 @@ class EchoScore:
         self._fits: deque[_Fit | None] = deque([None] * _HISTORY, maxlen=_HISTORY)
         self._room: RoomFilter | None = None
         self._left: deque[float] = deque([0.0] * _HISTORY, maxlen=_HISTORY)  # energy the room filter left, by window
+        self._total = 0.0  # energy of the windows explained together
 
     @property
     def delay_ms(self) -> float | None:
@@ -133,7 +134,7 @@ class EchoScore:
 
     def _look(self) -> bool:
         """Searches all delays; True if the one we go by changed."""
-        peak, lag = _correlate(self._heard, self._played)
+        peak, lag = _correlate(self._heard, self._played[_N:])
         again = self._candidate is not None and abs(lag - self._candidate) <= _SAME_LAG
         self._candidate = lag if peak > _LIKELY else None
         if peak < _LIKELY or (peak < _SURE and not again):
@@ -149,7 +150,7 @@ class EchoScore:
 
     def _score(self) -> float:
         self._total = float(self._heard @ self._heard) + 1e-9
-        if self._lag is None:
+        if self._lag is None or self._total < _SILENCE * len(self._heard):
             return 0.0
         left = sum(self._left)
         if left > (1.0 - _PLAIN) * self._total:  # else the room filter does, and the fit is saved
@@ -191,10 +192,15 @@ class EchoScore:
         offset = max(0, self._lag - _N // 2)
         if self._room is not None and abs(self._room.offset - offset) < _N // 3:
             return
-        self._room = RoomFilter(offset)
+        self._room = RoomFilter(offset, self._gain(self._lag))
         for age in range(_HISTORY - 1, -1, -1):
             start = len(self._heard) - (age + 1) * _N
             self._left.append(self._room.push(self._heard[start : start + _N], self._played_at(offset, age)))
+
+    def _gain(self, lag: int) -> float:
+        """Power of the echo against what is played, at most: as if all that was heard were echo."""
+        played = self._played[_PLAYED - lag - len(self._heard) : _PLAYED - lag]
+        return float(self._heard @ self._heard) / (float(played @ played) + 1e-9)
 
     def _played_at(self, offset: int, age: int) -> Array:
         end = _PLAYED - offset - age * _N
@@ -203,7 +209,7 @@ class EchoScore:
     # --- small things ----------------------------------------------------------------------------
 
     def _halved(self, samples_16k: Samples, tail: Array) -> tuple[Array, Array]:
-        wide = np.concatenate((tail, samples_16k))
+        wide: Array = np.concatenate((tail, samples_16k.astype(np.float64)))
         return np.convolve(wide, self._low, "valid")[::2], wide[len(wide) - len(tail) :]
 
 
@@ -224,14 +230,13 @@ class RoomFilter:
 
     PARTS = 6
     _KEEP = 0.998  # how much of the path is the same after 32 ms
-    _PRIOR = 0.05  # expected power of a weight in the first part; an echo of −13 dB
-    _DECAY = 0.6  # and of each later part against the one before
+    _DECAY = 0.6  # expected power of a part against the one before; of the first, ``gain``
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, gain: float) -> None:
         self.offset = offset
         bins = _N + 1
         self._weights: Spectra = np.zeros((self.PARTS, bins), dtype=np.complex128)
-        self._doubt: Array = np.outer(self._PRIOR * self._DECAY ** np.arange(self.PARTS), np.ones(bins))
+        self._doubt: Array = np.outer(min(gain, 1.0) * self._DECAY ** np.arange(self.PARTS), np.ones(bins))
         self._spectra: Spectra = np.zeros((self.PARTS, bins), dtype=np.complex128)
         self._power: Array = np.zeros((self.PARTS, bins))
         self._error_power: Array = np.full(bins, 1e-6)

@@ -149,7 +149,9 @@ def _overlap_length(overlap: Overlap, options: TurnOptions) -> Logits:
     """Encouragement is short; who speaks on wants the floor."""
     if overlap.voice:  # how short it is says nothing yet
         return {User.INTERRUPTING: _clip(max(0.0, 2.0 + (overlap.voiced_s - options.interrupt_s) * 40.0))}
-    return {User.INTERRUPTING: _clip((overlap.voiced_s - options.backchannel_s) * 40.0)}
+    # A word that is no encouragement, as far as it was understood, need not be as long.
+    limit_s = options.backchannel_s - (0.2 if content_words(overlap.words) else 0.0)
+    return {User.INTERRUPTING: _clip((overlap.voiced_s - limit_s) * 40.0)}
 
 
 def _overlap_level(overlap: Overlap, options: TurnOptions) -> Logits:

@@ -16,6 +16,11 @@ BACKCHANNEL_PHRASES = frozenset(
 STOP_WORDS = frozenset("stop wait no hold quiet enough pause cancel shush silence".split())
 STOP_PHRASES = frozenset(("hold on", "hang on", "shut up", "be quiet", "one moment", "just a second", "excuse me"))
 
+_AROUND_STOP = frozenset(
+    "a an and be can could could've enough for here hang it just me minute moment now oh ok okay on one please right "
+    "second shut so sorry talking that that's the there uh um up you yeah well".split()
+)
+
 # A turn rarely ends on one of these: articles, conjunctions, prepositions, possessives, fillers.
 HANGING_WORDS = frozenset(
     "a an and are as at because but by for from i i'm if in into is it's its let's my of on or our than the their then "
@@ -33,6 +38,7 @@ NUMBERS = frozenset(
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double "
     "triple".split()
 )
+_HEARD_FOR_NUMBERS = frozenset("for to too near ate won sex".split())
 
 _WORD = re.compile(r"[a-z0-9']+(?:-[a-z]+)*")
 
@@ -62,9 +68,19 @@ def says_stop(text: str) -> bool:
     return words[0] in STOP_WORDS or " ".join(words[:2]) in STOP_PHRASES or " ".join(words[:3]) in STOP_PHRASES
 
 
+def only_says_stop(text: str) -> bool:
+    """A command to be silent and nothing else: "Stop.", "Wait a second, please." An answer is not wanted."""
+    words = words_of(text)
+    commands = STOP_WORDS - {"no", "enough"}
+    said = any(word in commands for word in words) or any(
+        " ".join(words[at : at + 2]) in STOP_PHRASES for at in range(len(words))
+    )
+    return said and all(word in commands or word in _AROUND_STOP for word in words)
+
+
 def content_words(text: str) -> int:
-    """How many words are more than encouragement."""
-    return 0 if is_backchannel(text) else sum(word not in BACKCHANNEL_WORDS for word in words_of(text))
+    """How many different words are more than encouragement (a listener that is unsure repeats itself)."""
+    return 0 if is_backchannel(text) else len(set(words_of(text)) - BACKCHANNEL_WORDS)
 
 
 def is_hanging(text: str) -> bool:
@@ -94,10 +110,10 @@ def ends_with_filler(text: str) -> bool:
 def is_counting(text: str) -> bool:
     """Numbers in a row at the end, as people dictate them; more may come: "It's four one five", "555, 0123"."""
     run = 0
-    for word in reversed(words_of(text)):
+    for word in reversed(words_of(text.replace("-", " "))):
         if word.isdigit():
             run += len(word)
-        elif word in NUMBERS:
+        elif word in NUMBERS or (run and word in _HEARD_FOR_NUMBERS):
             run += 1
         else:
             break

@@ -150,11 +150,12 @@ class TurnPredictor:
             # The detector holds on for 50 to 150 ms after the voice is gone; its level does not.
             if heard.level_dbfs <= stretch.peak_dbfs - o.silence_drop_db:
                 return False
-        if not ours.speaking:
-            return True
+        # Also after we have fallen silent: an echo comes 40 to 400 ms late.
         if heard.echo >= o.echo_threshold and "echo" not in o.without:
             self.evidence["echo"] = heard.echo
             return False
+        if not ours.speaking:
+            return True
         faint = self.usual.below_db(heard.level_dbfs) >= o.faint_db and "level" not in o.without
         return self.voice or not faint
 

@@ -73,7 +73,9 @@ class TurnOptions(Settings):
     backchannel_s: float = Field(0.6, gt=0, description="wordless overlap up to this long was encouragement")
     decide_s: float = Field(0.25, gt=0, description="quiet after an overlap until it is judged")
     decide_limit_s: float = Field(0.7, gt=0, description="judged by its length if its words are not there by then")
-    echo_threshold: float = Field(0.6, gt=0, le=1, description="share of a window that our own voice explains")
+    echo_threshold: float = Field(
+        0.4, gt=0, le=1, description="a window of which our own voice explains this share is echo"
+    )
     faint_db: float = Field(9.0, gt=0, description="this far below the user's usual level it is someone else")
 
     backchannels: bool = Field(False, description='whether we say "mm-hm" in a long turn of the user')
