@@ -39,15 +39,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def benchmarks() -> dict[str, str]:
-    """Name → first line of its docstring, for each module of ``duplex.benchmarks`` with a ``main``.
+    """Name → first line of its docstring, for each module or package of ``duplex.benchmarks`` with a ``main``.
 
     The files are read, not imported: some of them need more than is installed.
     """
     spec = importlib.util.find_spec("duplex.benchmarks")
     found: dict[str, str] = {}
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for path in sorted(Path(place).glob("*.py")):
+        for path in (*Path(place).glob("*.py"), *Path(place).glob("*/__init__.py")):
             tree = ast.parse(path.read_text("utf-8"))
             if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-                found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+                name = path.parent.name if path.name == "__init__.py" else path.stem
+                found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return dict(sorted(found.items()))

@@ -10,7 +10,8 @@ a square wave at ±1, as in AES17 without its +3 dB). A *voiced* stretch is a ru
 windows, so a click is not speech. The *first voiced sample* is the first sample of the first such run; the
 *last voiced sample* is the last sample of the last one. The agent *starts* where an audible window opens
 100 ms of which at least 80 are audible, and *stops* at the end of the last audible window before 300 ms
-without any.
+without any. From a start to the next stop is an *utterance*. ``docs/measuring.md`` says which figure is made
+of which of these.
 
 Everything is placed on one time line that starts with the recording, in milliseconds.
 
@@ -23,7 +24,7 @@ Everything is placed on one time line that starts with the recording, in millise
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,20 @@ class Recording:
     @property
     def duration_ms(self) -> float:
         return len(self.stereo) * 1000.0 / self.sample_rate_hz
+
+    def between(self, start_ms: float, end_ms: float) -> Recording:
+        """A part of the call as a recording of its own, whose time line begins at ``start_ms``.
+
+        What is counted for the whole call (``wire``, ``events_dropped``) stays as it is.
+        """
+        start_ms = max(0.0, start_ms)
+        first, last = (round(max(0.0, ms) * self.sample_rate_hz / 1000.0) for ms in (start_ms, end_ms))
+        events = tuple(
+            RecordedEvent(recorded.at_ms - start_ms, recorded.event)
+            for recorded in self.events
+            if start_ms <= recorded.at_ms < end_ms
+        )
+        return replace(self, stereo=self.stereo[first : max(first, last)], events=events)
 
 
 # --- what the listener heard ---------------------------------------------------------------------
@@ -233,9 +248,18 @@ def normalised(samples: Samples, target_dbfs: float = -20.0, rate_hz: int = SAMP
 # --- the moments that latencies are made of ----------------------------------------------------------
 
 
+def audible_windows(samples: Samples, rate_hz: int = SAMPLE_RATE_HZ) -> npt.NDArray[np.bool_]:
+    """Whether each whole 10 ms window is audible: bool[floor(n / window)]."""
+    audible: npt.NDArray[np.bool_] = window_levels_dbfs(samples, rate_hz) >= AUDIBLE_DBFS
+    return audible
+
+
 def starts_ms(agent: Samples, after_ms: float, rate_hz: int = SAMPLE_RATE_HZ) -> float | None:
     """When the agent first becomes audible at or after ``after_ms``; None if it never does."""
-    audible = window_levels_dbfs(agent, rate_hz) >= AUDIBLE_DBFS
+    return _starts(audible_windows(agent, rate_hz), after_ms)
+
+
+def _starts(audible: npt.NDArray[np.bool_], after_ms: float) -> float | None:
     width, needed = START_MS // WINDOW_MS, START_AUDIBLE_MS // WINDOW_MS
     first = _window_at(after_ms)
     for index in np.flatnonzero(audible[first:]) + first:
@@ -244,17 +268,61 @@ def starts_ms(agent: Samples, after_ms: float, rate_hz: int = SAMPLE_RATE_HZ) ->
     return None
 
 
+def first_audible_ms(samples: Samples, after_ms: float, rate_hz: int = SAMPLE_RATE_HZ) -> float | None:
+    """The first audible window at or after ``after_ms``, however short the sound; None if there is none."""
+    first = _window_at(after_ms)
+    found = np.flatnonzero(audible_windows(samples, rate_hz)[first:])
+    return float((first + found[0]) * WINDOW_MS) if len(found) else None
+
+
 def stops_ms(agent: Samples, after_ms: float, rate_hz: int = SAMPLE_RATE_HZ) -> float | None:
     """When the agent, heard at ``after_ms``, falls silent for at least 300 ms; None if it goes on to the end.
 
     ``after_ms`` itself if it is silent from there on.
     """
-    audible = window_levels_dbfs(agent, rate_hz) >= AUDIBLE_DBFS
+    return _stops(audible_windows(agent, rate_hz), after_ms)
+
+
+def _stops(audible: npt.NDArray[np.bool_], after_ms: float) -> float | None:
     first, needed = _window_at(after_ms), STOP_MS // WINDOW_MS
     for start, end in _runs(~audible[first:]):
         if end - start >= needed:
             return after_ms if start == 0 else float((first + start) * WINDOW_MS)
     return None
+
+
+def utterances(
+    samples: Samples, start_ms: float = 0.0, until_ms: float = float("inf"), rate_hz: int = SAMPLE_RATE_HZ
+) -> list[Span]:
+    """Every stretch from a start to the next stop that begins in ``start_ms`` … ``until_ms``, in order.
+
+    One that goes on to the end of the sound ends there.
+    """
+    audible = audible_windows(samples, rate_hz)
+    found: list[Span] = []
+    at_ms = start_ms
+    while (began := _starts(audible, at_ms)) is not None and began < until_ms:
+        ended = _stops(audible, began)
+        found.append(Span(began, float(len(audible) * WINDOW_MS) if ended is None else ended))
+        if ended is None:
+            break
+        at_ms = ended
+    return found
+
+
+def silences(samples: Samples, start_ms: float, end_ms: float, rate_hz: int = SAMPLE_RATE_HZ) -> list[Span]:
+    """Every stretch of ``start_ms`` … ``end_ms`` without an audible window, in order, cut at the edges."""
+    first = _window_at(max(0.0, start_ms))
+    audible = audible_windows(samples, rate_hz)[first : max(first, _window_at(max(0.0, end_ms)))]
+    return [Span(float((first + a) * WINDOW_MS), float((first + b) * WINDOW_MS)) for a, b in _runs(~audible)]
+
+
+def both_audible_ms(recording: Recording, start_ms: float, end_ms: float) -> float:
+    """For how long of the stretch user and agent are audible in the same windows, in total."""
+    rate = recording.sample_rate_hz
+    first, last = (round(max(0.0, ms) * rate / 1000.0) for ms in (start_ms, end_ms))
+    user, agent = (audible_windows(side[first:last], rate) for side in (recording.user, recording.agent))
+    return float(np.count_nonzero(user & agent) * WINDOW_MS)
 
 
 def is_audible_within(agent: Samples, start_ms: float, end_ms: float, rate_hz: int = SAMPLE_RATE_HZ) -> bool:
@@ -280,22 +348,28 @@ class TurnHeard:
         return None if self.reply_ms is None or self.took_over else self.reply_ms - self.user.end_ms
 
 
+def user_said(recording: Recording, start_ms: float, until_ms: float | None = None) -> Span | None:
+    """From the user's first voiced sample between ``start_ms`` and ``until_ms`` to the last one; None if none is."""
+    rate = recording.sample_rate_hz
+    user, origin_ms = _part(recording.user, rate, start_ms, until_ms)
+    extent = voiced_extent(user, rate)
+    return None if extent is None else Span(origin_ms + extent.start_ms, origin_ms + extent.end_ms)
+
+
 def turn_heard(recording: Recording, start_ms: float, until_ms: float | None = None) -> TurnHeard | None:
     """The user's turn between ``start_ms`` and ``until_ms``, and when the agent answered it.
 
     None if the user said nothing. The agent must be silent at ``start_ms``, or the turn counts as taken over.
     """
-    rate = recording.sample_rate_hz
-    first = round(start_ms * rate / 1000.0)
-    last = len(recording.stereo) if until_ms is None else round(until_ms * rate / 1000.0)
-    extent = voiced_extent(recording.user[first:last], rate)
-    if extent is None:
+    said = user_said(recording, start_ms, until_ms)
+    if said is None:
         return None
-    reply = starts_ms(recording.agent[first:last], extent.start_ms, rate)
-    said = Span(start_ms + extent.start_ms, start_ms + extent.end_ms)
+    rate = recording.sample_rate_hz
+    agent, origin_ms = _part(recording.agent, rate, start_ms, until_ms)
+    reply = starts_ms(agent, said.start_ms - origin_ms, rate)
     if reply is None:
         return TurnHeard(said, None, False)
-    return TurnHeard(said, start_ms + reply, reply < extent.end_ms)
+    return TurnHeard(said, origin_ms + reply, origin_ms + reply < said.end_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,22 +391,29 @@ def interruption_heard(
     recording: Recording, start_ms: float, until_ms: float | None = None
 ) -> InterruptionHeard | None:
     """The user's speech between ``start_ms`` and ``until_ms`` over the agent's; None if there is none."""
-    rate = recording.sample_rate_hz
-    first = round(start_ms * rate / 1000.0)
-    last = len(recording.stereo) if until_ms is None else round(until_ms * rate / 1000.0)
-    extent = voiced_extent(recording.user[first:last], rate)
-    if extent is None:
+    said = user_said(recording, start_ms, until_ms)
+    if said is None:
         return None
-    said = Span(start_ms + extent.start_ms, start_ms + extent.end_ms)
-    valid = is_audible_within(recording.agent, said.start_ms - 200.0, said.start_ms, rate)
-    silent_from = stops_ms(recording.agent[:last], said.start_ms, rate)
+    # Only what matters is looked at: a second before it, and after it until the end of the stretch.
+    rate = recording.sample_rate_hz
+    agent, origin_ms = _part(recording.agent, rate, said.start_ms - 1000.0, until_ms)
+    began_ms = said.start_ms - origin_ms
+    valid = is_audible_within(agent, began_ms - 200.0, began_ms, rate)
+    silent_from = stops_ms(agent, began_ms, rate)
     if silent_from is None:
         return InterruptionHeard(said, valid, None, False)
-    stop_ms = silent_from - said.start_ms
+    stop_ms = silent_from - began_ms
     valid = valid and stop_ms > 0  # not in the pause between two of its sentences
-    again = starts_ms(recording.agent[:last], silent_from, rate)
-    resumed = again is not None and again < said.end_ms
+    again = starts_ms(agent, silent_from, rate)
+    resumed = again is not None and origin_ms + again < said.end_ms
     return InterruptionHeard(said, valid, stop_ms, stop_ms <= 2000.0 and not resumed)
+
+
+def _part(samples: Samples, rate_hz: int, start_ms: float, until_ms: float | None) -> tuple[Samples, float]:
+    """A stretch, and where it begins: at a whole window, so that windows lie alike whoever looks."""
+    start_ms = _window_at(max(0.0, start_ms)) * float(WINDOW_MS)
+    last = len(samples) if until_ms is None else round(until_ms * rate_hz / 1000.0)
+    return samples[round(start_ms * rate_hz / 1000.0) : last], start_ms
 
 
 def _window_at(ms: float) -> int:
