@@ -1,0 +1,7 @@
+"""``python -m duplex.benchmarks.peers``."""
+
+import sys
+
+from duplex.benchmarks.peers import main
+
+sys.exit(main())
