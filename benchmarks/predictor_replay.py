@@ -161,6 +161,45 @@ def decide(heard: Heard, options: TurnOptions) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What speech over our own voice was taken for, when (s after its first sample), and the words it rests on."""
+
+    user: User
+    at_s: float
+    words: str
+
+
+def judge_overlap(heard: Heard, options: TurnOptions) -> Verdict:
+    """The same, said while we speak: the first decision about it, or the last state if there was none."""
+    predictor = TurnPredictor(options)
+    speaking = OurSide(Floor.SPEAKING)
+    due: list[tuple[int, Ask, int, int]] = []
+    began, words = 0, ""
+    decided = (User.INTERRUPTING, User.BACKCHANNEL, User.NOT_ADDRESSED)
+    for window in heard.windows:
+        states = [predictor.window(window, speaking)]
+        for _edge, pts in predictor.edges:
+            began = began or pts
+        predictor.edges.clear()
+        for answer in [answer for answer in due if answer[0] <= window.end_pts]:
+            due.remove(answer)
+            _, ask, from_pts, to_pts = answer
+            words = heard.words(from_pts, to_pts)
+            predictor.transcript(words, 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
+            states.append(predictor.review(speaking))
+        due += [
+            (window.end_pts + round(WORDS_LATENCY_S * SAMPLE_RATE_HZ), ask, began, window.end_pts)
+            for ask in predictor.asks
+            if ask is not Ask.PROSODY
+        ]
+        predictor.asks.clear()
+        for user in states:
+            if user in decided:
+                return Verdict(user, window.end_pts / SAMPLE_RATE_HZ - BEFORE_S, words)
+    return Verdict(predictor.user, float("nan"), words)
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """``takeover``: share of pauses taken for an end. ``delay_s``: of the ends, sorted. ``missed``: ends not seen."""
 

@@ -59,7 +59,8 @@ def test_imports_point_inward(package: str, path: Path) -> None:
 def test_every_folder_with_modules_is_packaged() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     assert listed == set(PACKAGES)
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/__init__.py")}
+    tops = {path.parent for path in ROOT.glob("*/__init__.py")}
+    folders = {path.parent.relative_to(ROOT).as_posix() for top in tops for path in top.rglob("__init__.py")}
     assert folders == set(PACKAGES.values())
     assert all(importlib.util.find_spec(package) for package in listed)
 
