@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 # mypy does not see that folders map to sub-packages, and codecs/ would shadow the standard library: link them.
 typecheck: $(VENV)/.installed-dev
 	@rm -rf build/typing && mkdir -p build/typing/duplex
-	@for f in duplex/*.py duplex/*.toml duplex/py.typed; do ln -s "$(CURDIR)/$$f" build/typing/duplex/; done
+	@ln -s "$(CURDIR)"/duplex/* build/typing/duplex/
 	@for d in benchmarks codecs thinker_talker transport web_demo; do ln -s "$(CURDIR)/$$d" build/typing/duplex/$$d; done
 	cd build/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p duplex
 

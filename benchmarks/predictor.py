@@ -28,17 +28,18 @@ from duplex.benchmarks.predictor_replay import Heard, Models, Spoken, decide, he
 from duplex.benchmarks.server_process import machine
 from duplex.benchmarks.turns.material import Material
 from duplex.errors import DuplexError
-from duplex.thinker_talker.evidence import completeness
+from duplex.thinker_talker.evidence import AT_PAUSE, completeness
 from duplex.thinker_talker.turn_options import TurnOptions
 
 VARIANTS: Mapping[str, TurnOptions] = {
     "everything": TurnOptions(),
     "without prosody": TurnOptions(without=("prosody",)),
     "without words": TurnOptions(without=("words",)),
+    "without expectation": TurnOptions(without=("expectation",)),
     "without intonation": TurnOptions(without=("intonation",)),
     "without floor": TurnOptions(without=("floor",)),
-    "a timer of 0.5 s": TurnOptions(without=("prosody", "words", "intonation", "floor")),
-    "a timer of 0.64 s": TurnOptions(without=("prosody", "words", "intonation", "floor"), silence_unknown_s=0.64),
+    "a timer of 0.6 s": TurnOptions(without=tuple(AT_PAUSE)),
+    "a timer of 1 s": TurnOptions(without=tuple(AT_PAUSE), silence_unknown_s=1.0),
     "preset eager": TurnOptions(preset="eager"),
     "preset patient": TurnOptions(preset="patient"),
 }
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    models: Models | None = None
     try:
         models = Models()
         heard = listen(args.split, args.trials, models, console)
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DuplexError as error:
         console.print(f"[red]{error}[/red]")
         return 1
+    finally:
+        if models is not None:
+            models.close()
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

@@ -15,18 +15,24 @@ from duplex.thinker_talker.lexicon import ends_with_filler, is_counting, is_fini
 
 def inputs(pause: Pause) -> dict[str, float]:
     """What the head sees of a pause, by name; all about ±1."""
-    p = 0.4 if pause.prosody is None else min(max(pause.prosody, 1e-3), 1 - 1e-3)
     return {
         "bias": 1.0,
-        "prosody": math.log(p / (1 - p)) / 3.0,
+        "prosody": 0.0 if pause.prosody is None else _logit(pause.prosody) / 3.0,
         "finished": float(is_finished(pause.words)),
         "comma": float(pause.words.rstrip().endswith(",")),
         "hanging": float(is_hanging(pause.words)),
         "filler": float(ends_with_filler(pause.words)),
         "counting": float(is_counting(pause.words)),
+        "expected": 0.0 if pause.expected is None else (_logit(pause.expected) + 1.5) / 3.0,
+        "slope": 0.0 if pause.slope_st is None else max(-1.0, min(1.0, pause.slope_st / 6.0)),
         "fall": 0.0 if pause.fall_st is None else max(-1.0, min(1.0, pause.fall_st / 8.0)),
         "length": min(1.0, pause.voiced_s / 15.0),
     }
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-3), 1.0 - 1e-3)
+    return math.log(p / (1.0 - p))
 
 
 @dataclass(frozen=True, slots=True)

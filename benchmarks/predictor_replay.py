@@ -18,6 +18,7 @@ from duplex.recording import Span
 from duplex.thinker_talker.ear import WINDOW_PTS
 from duplex.thinker_talker.evidence import Pause
 from duplex.thinker_talker.intonation import pitch_hz
+from duplex.thinker_talker.llama import LlamaThinker
 from duplex.thinker_talker.moonshine import MoonshineModel
 from duplex.thinker_talker.predictor import Ask, HeardWindow, OurSide, TurnPredictor
 from duplex.thinker_talker.silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
@@ -28,8 +29,15 @@ from duplex.weights import ModelStore
 
 PROSODY_LATENCY_S = 0.06  # as measured on two cores: duplex bench voice
 WORDS_LATENCY_S = 0.08
-LOOK_S = 0.25  # by then both models have answered
+EXPECTATION_LATENCY_S = 0.06
+LOOK_S = 0.35  # by then every model has answered
 BEFORE_S, AFTER_S = 0.5, 3.0  # silence around what was said
+_LATENCY_S = {
+    Ask.PROSODY: PROSODY_LATENCY_S,
+    Ask.FINAL: WORDS_LATENCY_S,
+    Ask.PARTIAL: WORDS_LATENCY_S,
+    Ask.EXPECTATION: EXPECTATION_LATENCY_S,
+}
 _LISTENING = OurSide(Floor.LISTENING)
 
 
@@ -65,13 +73,20 @@ class Outcome:
 
 
 class Models:
-    """The real ones, loaded once; about 30 MB and a second."""
+    """The real ones, loaded once; about 300 MB and two seconds. Close it."""
 
     def __init__(self, store: ModelStore | None = None) -> None:
         store = store or ModelStore()
         self.voice = SileroModel(store.path("silero-vad") / "silero_vad.onnx")
         self.prosody = SmartTurn(store.path("smart-turn") / "smart-turn-v3.2-cpu.onnx")
         self.listener = MoonshineModel(store.path("moonshine-tiny-en"))
+        gguf = next(store.path("smollm2-135m").glob("*.gguf"))
+        self._thinker = LlamaThinker(gguf, sessions=1, context_tokens=512, threads=1)
+        assert self._thinker.expectation is not None
+        self.expectation = self._thinker.expectation
+
+    def close(self) -> None:
+        self._thinker.close()
 
 
 @dataclass(slots=True)
@@ -84,6 +99,7 @@ class Heard:
     samples_16k: Samples
     _prosody: dict[tuple[int, int], float] = field(default_factory=dict)
     _words: dict[tuple[int, int], str] = field(default_factory=dict)
+    _expected: dict[str, float] = field(default_factory=dict)
 
     def prosody(self, from_pts: int, to_pts: int) -> float:
         key = (from_pts, to_pts)
@@ -97,6 +113,11 @@ class Heard:
             recognised = self.models.listener.recognize(self._between(*key))
             self._words[key] = self.models.listener.text(recognised.tokens)
         return self._words[key]
+
+    def expected(self, words: str) -> float:
+        if words not in self._expected:
+            self._expected[words] = self.models.expectation.probability(words)
+        return self._expected[words]
 
     def _between(self, from_pts: int, to_pts: int) -> Samples:
         first, last = (pts * SILERO_RATE_HZ // SAMPLE_RATE_HZ for pts in (from_pts, to_pts))
@@ -138,13 +159,16 @@ def decide(heard: Heard, options: TurnOptions) -> Outcome:
             _, ask, from_pts, to_pts = answer
             if ask is Ask.PROSODY:
                 predictor.prosody(heard.prosody(from_pts, to_pts), to_pts)
+            elif ask is Ask.EXPECTATION:
+                pause = predictor.pause()
+                if pause is not None and pause.words:
+                    predictor.expectation(heard.expected(pause.words), to_pts)
             else:
                 predictor.transcript(heard.words(from_pts, to_pts), 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
             predictor.review(_LISTENING)
         for ask in predictor.asks:
-            latency_s = PROSODY_LATENCY_S if ask is Ask.PROSODY else WORDS_LATENCY_S
             if ask is not Ask.PARTIAL:
-                due.append((window.end_pts + round(latency_s * SAMPLE_RATE_HZ), ask, began, window.end_pts))
+                due.append((window.end_pts + round(_LATENCY_S[ask] * SAMPLE_RATE_HZ), ask, began, window.end_pts))
         predictor.asks.clear()
         if predictor.user is User.TURN_COMPLETE:
             complete_at.append(window.end_pts)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from duplex.agent import Agent
-    from duplex.archive import Archive, Manifest
     from duplex.config import Config
     from duplex.recording import RecordedEvent, Recording
-    from duplex.replay import Replayed
+    from duplex.records.archive import Archive, Manifest
+    from duplex.records.replay import Replayed
 
 _SHOWN = 5  # differences in the terminal; all of those kept go into replay.json
 _OURS = "session."  # the settings that a replay of recorded models can be run with
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 if every decision was the same, 1 if not."""
     from rich.console import Console
 
-    from duplex.archive import Archive, find
-    from duplex.replay import recorded_config, replay
+    from duplex.records.archive import Archive, find
+    from duplex.records.replay import recorded_config, replay
 
     console = Console(highlight=False, soft_wrap=True)
     if args.list:
@@ -102,8 +102,8 @@ def _agent(archive: Archive, config: Config, wanted: str) -> Agent | None:
 def _list(place: Path, console: Console) -> int:
     from rich.table import Table
 
-    from duplex.archive import Archive, sessions
-    from duplex.retention import size_bytes
+    from duplex.records.archive import Archive, sessions
+    from duplex.records.retention import size_bytes
 
     table = Table(box=None, pad_edge=False)
     for column in ("recording", "agent", "seconds", "MB", "state"):

@@ -26,8 +26,8 @@ import pytest
 if TYPE_CHECKING:
     from duplex.agent import Agent, AgentSettings
     from duplex.config import SessionConfig
-    from duplex.pytest_gate import Gate
     from duplex.testing import VirtualCall
+    from duplex.testing.gate import Gate
 
 _CALLS: pytest.StashKey[list[VirtualCall]] = pytest.StashKey()
 _GATE: pytest.StashKey[Gate] = pytest.StashKey()
@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError("--duplex-update-baseline needs --duplex-baseline FILE to say where.")
         return
     from duplex.baseline import BaselineError, Threshold
-    from duplex.pytest_gate import Gate
+    from duplex.testing.gate import Gate
 
     threshold = Threshold(_threshold(config, "ms"), _threshold(config, "percent"))
     try:

@@ -23,8 +23,8 @@ from duplex.config import Config
 from duplex.errors import ConfigError, DuplexError
 from duplex.hub import SessionHub
 from duplex.metrics import Metrics
-from duplex.model_facts import model_facts
-from duplex.recorder import Recorder
+from duplex.records.model_facts import model_facts
+from duplex.records.recorder import Recorder
 from duplex.registry import create_agent
 from duplex.session import Session
 from duplex.transport.app import create_app

@@ -12,12 +12,12 @@ from typing import Any
 
 from duplex import requests as rq
 from duplex.agent import Agent, AgentSettings
-from duplex.archive import Archive, find
 from duplex.clock import VirtualClock
 from duplex.config import Config, RecordConfig, SessionConfig
 from duplex.errors import DuplexError
 from duplex.metrics import Metrics
-from duplex.recorder import Recorder
+from duplex.records.archive import Archive, find
+from duplex.records.recorder import Recorder
 from duplex.session import Session
 from duplex.testing import LoopbackLine, ScriptedAgent, ScriptedReply, ScriptedUser, run_virtual
 

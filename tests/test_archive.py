@@ -19,15 +19,15 @@ import pytest
 from recorded import NEW_YEAR, SPEECH, Call
 
 from duplex.agent import AgentEvent
-from duplex.archive import Archive, find, is_live, sessions, sound_of, without_secrets
-from duplex.archive_writer import SessionWriter, levels
 from duplex.config import RecordConfig
 from duplex.errors import DuplexError, RecordingError
 from duplex.frames import PACKET_SAMPLES, Image, Samples
-from duplex.journal import Entry, Reader, Writer, from_pcm, hints_of, mask, on_grid
-from duplex.replay import replay
+from duplex.records.archive import Archive, find, is_live, sessions, sound_of, without_secrets
+from duplex.records.archive_writer import SessionWriter, levels
+from duplex.records.journal import Entry, Reader, Writer, from_pcm, hints_of, mask, on_grid
+from duplex.records.replay import replay
+from duplex.records.retention import size_bytes, sweep
 from duplex.requests import Request
-from duplex.retention import size_bytes, sweep
 from duplex.testing import ScriptedAgent, ScriptedReply
 
 

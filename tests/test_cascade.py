@@ -96,6 +96,7 @@ class FakeStream:
 @dataclass
 class FakeThinker:
     takes_images: bool = False
+    expectation: Any = None
     thoughts: list[tuple[ThinkRequest, Thought]] = field(default_factory=list)
     prefills: list[Sequence[Any]] = field(default_factory=list)
 

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-PACKAGES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+ROOMS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+"""Package → folder, for those whose names differ; what lies inside ``duplex/`` is core."""
+PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 LEAVES = {"duplex.codecs", "duplex.thinker_talker", "duplex.transport", "duplex.web_demo"}
 OUTSIDE_THE_CORE = {"aiortc", "av", "fastapi", "starlette", "uvicorn", "websockets", "torch", "onnxruntime", "httpx"}
 
@@ -21,9 +23,19 @@ def composition_root(path: Path) -> bool:
     return path.parent.name == "duplex" and (path.name == "serve.py" or path.name.startswith("cli"))
 
 
+def room(name: str) -> str | None:
+    return next((p for p in sorted(ROOMS, key=len, reverse=True) if name == p or name.startswith(p + ".")), None)
+
+
+def folder_of(package: str) -> str:
+    top = room(package)
+    assert top is not None, f"{package} is packaged and lies in no folder of package-dir"
+    return ROOMS[top] + package.removeprefix(top).replace(".", "/")
+
+
 def modules() -> list[tuple[str, Path]]:
     """(package, file) for every module of the distribution."""
-    return [(package, path) for package, folder in PACKAGES.items() for path in sorted((ROOT / folder).glob("*.py"))]
+    return [(package, path) for package in PACKAGES for path in sorted((ROOT / folder_of(package)).glob("*.py"))]
 
 
 def imports(package: str, path: Path) -> set[str]:
@@ -39,30 +51,26 @@ def imports(package: str, path: Path) -> set[str]:
     return found
 
 
-def room(name: str) -> str | None:
-    return next((p for p in sorted(PACKAGES, key=len, reverse=True) if name == p or name.startswith(p + ".")), None)
-
-
 @pytest.mark.parametrize(("package", "path"), modules(), ids=lambda value: getattr(value, "name", value))
 def test_imports_point_inward(package: str, path: Path) -> None:
     names = imports(package, path)
-    rooms = {room(name) for name in names} - {None, package}
-    if package == "duplex" and not composition_root(path):
+    here = room(package)
+    rooms = {room(name) for name in names} - {None, here}
+    if here == "duplex" and not composition_root(path):
         assert not rooms, f"{path.name} is core and imports {rooms}"
         assert not {name.split(".")[0] for name in names} & (OUTSIDE_THE_CORE - {"httpx"})
-    elif package in LEAVES:
+    elif here in LEAVES:
         assert rooms <= {"duplex"}, f"{path.name} imports another leaf: {rooms}"
         inner = {name for name in names if name.startswith("duplex.")}
         assert not any(name.startswith(("duplex.serve", "duplex.cli")) for name in inner)
 
 
 def test_every_folder_with_modules_is_packaged() -> None:
-    listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    assert listed == set(PACKAGES)
+    assert set(ROOMS) <= set(PACKAGES)
     tops = {path.parent for path in ROOT.glob("*/__init__.py")}
     folders = {path.parent.relative_to(ROOT).as_posix() for top in tops for path in top.rglob("__init__.py")}
-    assert folders == set(PACKAGES.values())
-    assert all(importlib.util.find_spec(package) for package in listed)
+    assert folders == {folder_of(package) for package in PACKAGES}
+    assert all(importlib.util.find_spec(package) for package in PACKAGES)
 
 
 def test_generated_pages_are_up_to_date() -> None:

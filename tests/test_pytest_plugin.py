@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import duplex.pytest_gate  # noqa: F401  suites below run in this process, where numpy can be loaded only once
-from duplex.testing_delays import SLOWABLE
+import duplex.testing.gate  # noqa: F401  suites below run in this process, where numpy can be loaded only once
+from duplex.testing.delays import SLOWABLE
 
 pytest_plugins = ["pytester"]
 
@@ -119,7 +119,7 @@ def test_a_missed_budget_names_the_stage_and_shows_the_turn(pytester: pytest.Pyt
         ]
     )
     assert "talker took" not in result.stdout.str()
-    assert "testing_turns.py" not in result.stdout.str()  # the traceback ends in the test
+    assert "testing/turns.py" not in result.stdout.str()  # the traceback ends in the test
 
 
 def test_calls_are_hung_up_when_the_test_fails(pytester: pytest.Pytester, run) -> None:  # type: ignore[no-untyped-def]

@@ -22,17 +22,17 @@ import pytest
 import websockets
 from recorded import NEW_YEAR, Call
 
-from duplex import archive_writer
-from duplex.archive import Archive, find, is_live, sessions
-from duplex.archive_writer import SessionWriter
 from duplex.cli import _parser, config_from
 from duplex.config import RecordConfig, load_config
 from duplex.errors import ConfigError
 from duplex.metrics import Metrics
-from duplex.model_facts import model_facts
-from duplex.recorder import Recorder
-from duplex.replay import replay
-from duplex.retention import size_bytes
+from duplex.records import archive_writer
+from duplex.records.archive import Archive, find, is_live, sessions
+from duplex.records.archive_writer import SessionWriter
+from duplex.records.model_facts import model_facts
+from duplex.records.recorder import Recorder
+from duplex.records.replay import replay
+from duplex.records.retention import size_bytes
 from duplex.serve import running
 from duplex.testing import LoopbackLine, tone
 from duplex.transport.pcm import to_pcm16
@@ -198,7 +198,7 @@ sys.path.insert(0, sys.argv[2])
 from recorded import Call
 from duplex.config import RecordConfig
 from duplex.metrics import Metrics
-from duplex.recorder import Recorder
+from duplex.records.recorder import Recorder
 
 def on_line(line, now_s):
     if now_s >= 6.0:

@@ -20,7 +20,6 @@ from duplex import cli
 from duplex import events as ev
 from duplex import requests as rq
 from duplex.agent import Agent, AgentCommand, AgentEvent, AgentInfo, AgentSession, AgentSettings, Configure, Heard
-from duplex.archive import Archive, find
 from duplex.clock import Clock, MonotonicClock
 from duplex.config import Config, RecordConfig, SessionConfig
 from duplex.conversation import Role
@@ -30,9 +29,10 @@ from duplex.hub import SessionHub
 from duplex.line import PlayoutReport
 from duplex.metrics import Metrics
 from duplex.pcm_line import PcmLine
-from duplex.recorder import Recorder
+from duplex.records.archive import Archive, find
+from duplex.records.recorder import Recorder
+from duplex.records.replay import Replayed, recorded_config, replay
 from duplex.registry import create_agent
-from duplex.replay import Replayed, recorded_config, replay
 from duplex.testing import LoopbackLine, ScriptedAgent, ScriptedReply
 from duplex.turn import User
 from duplex.weights import ModelStore

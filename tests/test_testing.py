@@ -45,7 +45,7 @@ from duplex.testing import (
     slowed,
     tone,
 )
-from duplex.testing_delays import SLOWABLE
+from duplex.testing.delays import SLOWABLE
 from duplex.trace import SPANS
 from duplex.turn import Floor, User
 

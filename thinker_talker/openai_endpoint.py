@@ -89,6 +89,7 @@ class OpenAIThinker:
     ) -> None:
         self.spec = parse_spec(spec) if isinstance(spec, str) else spec
         self.takes_images = takes_images
+        self.expectation = None  # endpoints answer in whole messages; they cannot be asked for the next token
         self._timeouts = timeouts or EndpointTimeouts()
         self._places = sessions
         self._open: set[OpenAISession] = set()

@@ -42,6 +42,7 @@ class Ask(Enum):
     PARTIAL = "partial"  # words so far, when convenient
     FINAL = "final"  # words up to here, now
     PROSODY = "prosody"  # end-of-turn probability of the audio up to here
+    EXPECTATION = "expectation"  # how likely a sentence of these words is over
 
 
 class Edge(Enum):
@@ -94,6 +95,8 @@ class _Stretch:
     confidence: float = 0.0
     prosody: float | None = None  # for the current pause
     prosody_asked: int = 0
+    expected: float | None = None  # for the current pause's words
+    expectation_asked: bool = False
     final_asked: bool = False
     last_partial_pts: int = 0
     interrupting: bool = False
@@ -171,8 +174,8 @@ class TurnPredictor:
                 stretch = self._stretch = _Stretch(start, heard.end_pts, last_partial_pts=start)
                 self.edges.append((Edge.STARTED, start))
             else:
-                stretch.final_text, stretch.prosody = None, None
-                stretch.prosody_asked, stretch.final_asked = 0, False
+                stretch.final_text = stretch.prosody = stretch.expected = None
+                stretch.prosody_asked, stretch.final_asked, stretch.expectation_asked = 0, False, False
                 self.edges.append((Edge.STARTED, start))
             stretch.voiced_samples += self._onset - heard.n_samples
             self._onset = 0
@@ -196,6 +199,12 @@ class TurnPredictor:
         stretch = self._stretch
         if stretch is not None and not self.voice and asked_pts >= stretch.last_voiced_pts:
             stretch.prosody = probability
+
+    def expectation(self, probability: float, asked_pts: int) -> None:
+        """The language model's answer about the words up to ``asked_pts``; stale answers are ignored."""
+        stretch = self._stretch
+        if stretch is not None and not self.voice and asked_pts >= stretch.last_voiced_pts:
+            stretch.expected = probability
 
     def transcript(self, text: str, confidence: float, *, final: bool, asked_pts: int) -> bool:
         """The listener's answer about audio up to ``asked_pts``. True if it settles the current pause's words."""
@@ -235,12 +244,23 @@ class TurnPredictor:
         if self._ask_prosody(stretch, quiet_s):
             stretch.prosody_asked += 1
             self.asks.append(Ask.PROSODY)
+        if quiet_s >= o.expectation_s - 1e-6:
+            self.ask_expectation()
         if quiet_s < self.silence_needed_s():
             return User.PAUSED_INCOMPLETE
         if stretch.final_text == "" or self._is_someone_else(stretch):
             self.forget()
             return User.NOT_ADDRESSED  # sound without words, or words of somebody farther away
         return User.TURN_COMPLETE
+
+    def ask_expectation(self) -> None:
+        """Now is a good moment to ask the language model, if there are words to ask about; once a pause."""
+        stretch = self._stretch
+        if stretch is None or stretch.expectation_asked or not stretch.final_text or self.voice:
+            return
+        stretch.expectation_asked = True
+        if "expectation" not in self.options.without:
+            self.asks.append(Ask.EXPECTATION)
 
     def _is_someone_else(self, stretch: _Stretch) -> bool:
         if "level" in self.options.without or self.usual.below_db(_level_dbfs(stretch)) < self.options.faint_db:
@@ -359,6 +379,8 @@ class TurnPredictor:
             settled=stretch.final_text is not None,
             prosody=stretch.prosody,
             fall_st=stretch.pitch.fall_st(),
+            slope_st=stretch.pitch.slope_st(),
+            expected=stretch.expected,
         )
 
     def committed(self) -> None:

@@ -21,6 +21,8 @@ from typing import Literal, Protocol
 from duplex.errors import DuplexError
 from duplex.frames import Image
 
+from .expectation import EndExpectation
+
 Role = Literal["system", "user", "assistant"]
 # "stop": the model ended its reply; "length": max_tokens cut it; "empty": it ended without a word.
 FinishReason = Literal["stop", "length", "empty"]
@@ -169,6 +171,11 @@ class Thinker(Protocol):
 
     @property
     def takes_images(self) -> bool: ...
+
+    @property
+    def expectation(self) -> EndExpectation | None:
+        """Whether a sentence is over, asked of the same model; None if it cannot be asked that."""
+        ...
 
     def open(self) -> ThinkerSession:
         """A place for one more conversation, or AgentFullError."""

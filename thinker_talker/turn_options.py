@@ -14,15 +14,15 @@ from pydantic import Field, field_validator, model_validator
 from duplex.config import Settings, validated
 
 Preset = Literal["eager", "balanced", "patient"]
-Evidence = Literal["prosody", "words", "intonation", "floor", "length", "level", "echo", "question"]
+Evidence = Literal["prosody", "words", "expectation", "intonation", "floor", "length", "level", "echo", "question"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Quick to answer, quick to stop; now and then it takes a pause for an end. Says "mm-hm".
     "eager": {
         "silence_likely_s": 0.2,
         "silence_unknown_s": 0.4,
-        "silence_unlikely_s": 0.7,
-        "silence_most_s": 1.2,
+        "silence_unlikely_s": 0.6,
+        "silence_most_s": 1.4,
         "interrupt_s": 0.6,
         "backchannels": True,
     },
@@ -32,7 +32,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "silence_likely_s": 0.6,
         "silence_unknown_s": 1.0,
         "silence_unlikely_s": 1.6,
-        "silence_most_s": 2.5,
+        "silence_most_s": 3.0,
         "interrupt_s": 1.0,
     },
 }
@@ -59,11 +59,12 @@ class TurnOptions(Settings):
     partial_every_s: float = Field(0.4, gt=0)
 
     silence_likely_s: float = Field(0.3, gt=0)
-    silence_unknown_s: float = Field(0.5, gt=0)
-    silence_unlikely_s: float = Field(0.9, gt=0)
-    silence_most_s: float = Field(1.6, gt=0)
-    complete_threshold: float = Field(0.4, gt=0, lt=1, description="where the end-of-turn model says nothing")
+    silence_unknown_s: float = Field(0.6, gt=0)
+    silence_unlikely_s: float = Field(0.8, gt=0)
+    silence_most_s: float = Field(2.2, gt=0)
+    complete_threshold: float = Field(0.7, gt=0, lt=1, description="where the end-of-turn model says nothing")
     prosody_s: float = Field(0.096, gt=0, description="ask it after this pause; the listener comes first")
+    expectation_s: float = Field(0.25, gt=0, description="ask the language model by then, if not earlier")
     prosody_again_s: float = Field(0.22, gt=0, description="ask it a second time after this pause, if it was unsure")
 
     overlap_threshold: float = Field(0.6, gt=0, lt=1, description="voice over our own begins at this probability")

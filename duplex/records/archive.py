@@ -5,7 +5,7 @@
     DIR/                                      mode 0700, files 0600
       20260102T030405.678Z-sess_0123…/        one session; names sort by age
         manifest.json    versions, models, configuration, how it ended, size and sha256 of each file
-        journal.jsonl    the session's life, an entry a line (duplex.journal)
+        journal.jsonl    the session's life, an entry a line (duplex.records.journal)
         heard.flac       the microphone, from the first packet on (or .opus)
         spoken.flac      what went to the line, silence included (or .opus)
         made.flac        the agent's sound as it was made; the journal says where each piece lies
@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from duplex import __version__
 from duplex.errors import RecordingError
 from duplex.frames import PACKET_SAMPLES, Image, Samples
-from duplex.journal import Pcm, from_pcm
+from duplex.records.journal import Pcm, from_pcm
 
 FORMAT = 1
 MANIFEST, JOURNAL, LIVE = "manifest.json", "journal.jsonl", ".live"
@@ -171,7 +171,7 @@ class Archive:
     """A recorded session, for reading. Raises ``RecordingError`` naming the file that is wrong.
 
     ``check``: hash every file first, which takes a second per gigabyte or so. ``notes``: what a reader should
-    know, such as that it was cut off. Also the :class:`~duplex.journal.SoundSource` of a journal's reader.
+    know, such as that it was cut off. Also the :class:`~duplex.records.journal.SoundSource` of a journal's reader.
     """
 
     def __init__(self, directory: Path, *, check: bool = True) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from duplex.baseline import Baseline, BaselineError, Regression, Threshold, compare, coverage
-from duplex.testing_call import VirtualCall
+from duplex.testing.call import VirtualCall
 
 Rows = dict[str, list[dict[str, float]]]
 """Test → one row a measurement, each stage → milliseconds. Plain data, so that it can cross processes."""

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from duplex.archive import HEARD, IMAGES, JOURNAL, LIVE, MADE, MANIFEST, SPOKEN, is_live, sessions
 from duplex.config import RecordConfig
+from duplex.records.archive import HEARD, IMAGES, JOURNAL, LIVE, MADE, MANIFEST, SPOKEN, is_live, sessions
 
 log = logging.getLogger("duplex.recorder")
 

@@ -30,7 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from duplex.weights_manifest import FileSpec, HubSource, ModelEntry, Source, WheelSource
+from duplex.weights.manifest import FileSpec, HubSource, ModelEntry, Source, WheelSource
 
 CHUNK_BYTES = 1 << 18
 CONNECT_TIMEOUT_S = 2.0

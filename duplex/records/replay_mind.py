@@ -36,7 +36,7 @@ from duplex.agent import (
     ReplyText,
 )
 from duplex.clock import Clock
-from duplex.journal import Entry, Reader
+from duplex.records.journal import Entry, Reader
 
 _SAME_TASK_US = 5_000_000  # further apart than this, two requests are not for the same thing
 

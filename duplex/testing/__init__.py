@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from duplex.testing_agent import (
+from duplex.testing.agent import (
     Answer,
     ScriptedAgent,
     ScriptedReply,
@@ -23,10 +23,10 @@ from duplex.testing_agent import (
     ScriptedTiming,
     load_echo_agent,
 )
-from duplex.testing_call import VirtualCall
-from duplex.testing_delays import DelayMs, Jitter, slowed
-from duplex.testing_line import LoopbackLine, ScriptedUser, VirtualTimeLoop, run_virtual, tone
-from duplex.testing_turns import Line, Overlap, Turn, UnansweredError, budget
+from duplex.testing.call import VirtualCall
+from duplex.testing.delays import DelayMs, Jitter, slowed
+from duplex.testing.line import LoopbackLine, ScriptedUser, VirtualTimeLoop, run_virtual, tone
+from duplex.testing.turns import Line, Overlap, Turn, UnansweredError, budget
 
 __all__ = [
     "Answer",

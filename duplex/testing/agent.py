@@ -35,8 +35,8 @@ from duplex.agent import (
 from duplex.clock import Clock, Timer
 from duplex.conversation import Message
 from duplex.frames import SAMPLE_RATE_HZ, Samples
-from duplex.testing_delays import DelayMs, delay_ms
-from duplex.testing_line import tone
+from duplex.testing.delays import DelayMs, delay_ms
+from duplex.testing.line import tone
 from duplex.turn import Floor, User
 
 WORD_S = 0.3

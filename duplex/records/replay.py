@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A fresh :class:`~duplex.session.Session` with a turn machine, floor keeper, playout and ledger of its own is
-driven entry by entry (:mod:`duplex.journal`): the clock reads what it read then, the line hears what it heard
+driven entry by entry (:mod:`duplex.records.journal`): the clock reads what it read then, the line hears what it heard
 then, and the session ticks, is woken and is asked for things in the order of then. A tap on it makes entries
 of what it does, which are compared with the recorded ones as they come. No time passes: an hour takes a minute.
 
@@ -25,19 +25,19 @@ from typing import Any, Literal
 import numpy as np
 
 from duplex.agent import Agent, AgentInfo, AgentSettings
-from duplex.archive import Archive
 from duplex.config import Config, SessionConfig, assign, validated
 from duplex.errors import DuplexError, RecordingError
 from duplex.events import Event
 from duplex.frames import PACKET_SAMPLES, Image
-from duplex.journal import START, STOP, Entry, Pcm, Reader, Writer
 from duplex.metrics import Metrics
-from duplex.replay_compare import Comparison, Outcome
-from duplex.replay_inputs import HeldAgent, ReplayClock, ReplayLine
-from duplex.replay_mind import RecordedAgent, RecordedMind, tasks_of
-from duplex.replay_sound import Track
+from duplex.records.archive import Archive
+from duplex.records.journal import START, STOP, Entry, Pcm, Reader, Writer
+from duplex.records.replay_compare import Comparison, Outcome
+from duplex.records.replay_inputs import HeldAgent, ReplayClock, ReplayLine
+from duplex.records.replay_mind import RecordedAgent, RecordedMind, tasks_of
+from duplex.records.replay_sound import Track
+from duplex.records.tap import Tap, TappedSession
 from duplex.session import Session
-from duplex.tap import Tap, TappedSession
 from duplex.testing import run_virtual
 
 Mode = Literal["recorded", "anew"]

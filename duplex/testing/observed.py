@@ -25,7 +25,7 @@ from duplex.frames import PACKET_MS, PACKET_SAMPLES, Packet, Samples
 from duplex.line import OutPacket
 from duplex.recording import AUDIBLE_DBFS, Recording, level_dbfs
 from duplex.stages import REPLY_ASKED, REPLY_FIRST_AUDIO, TURN_COMPLETE
-from duplex.testing_line import LoopbackLine
+from duplex.testing.line import LoopbackLine
 from duplex.turn import Floor, User
 
 

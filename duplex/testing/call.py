@@ -31,9 +31,9 @@ from duplex.metrics import Metrics
 from duplex.recording import AUDIBLE_DBFS, Recording, Span, interruption_heard, turn_heard
 from duplex.requests import Request
 from duplex.session import Session
-from duplex.testing_line import ScriptedUser, VirtualTimeLoop, tone
-from duplex.testing_observed import ObservedAgent, RecordedLine
-from duplex.testing_turns import Line, Overlap, Turn, UnansweredError
+from duplex.testing.line import ScriptedUser, VirtualTimeLoop, tone
+from duplex.testing.observed import ObservedAgent, RecordedLine
+from duplex.testing.turns import Line, Overlap, Turn, UnansweredError
 from duplex.turn import Floor
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from duplex.errors import ConfigError, WeightsCorruptError, WeightsError, WeightsMissingError, WeightsUnreachableError
-from duplex.weights_disk import (
+from duplex.weights.disk import (
     FileProblem,
     check_file,
     exclusive_lock,
@@ -32,19 +32,8 @@ from duplex.weights_disk import (
     storage_errors,
     write_stamp,
 )
-from duplex.weights_manifest import FileSpec, HubSource, Manifest, ModelEntry, Source, WheelSource, load_manifest
-from duplex.weights_sources import LocalFiles, Network, Report, SourceFailedError, shifted
-
-__all__ = [
-    "QUIET",
-    "FileProblem",
-    "Manifest",
-    "ModelEntry",
-    "ModelStore",
-    "PullProgress",
-    "default_root",
-    "load_manifest",
-]
+from duplex.weights.manifest import FileSpec, HubSource, Manifest, ModelEntry, Source, WheelSource, load_manifest
+from duplex.weights.sources import LocalFiles, Network, Report, SourceFailedError, shifted
 
 SCRATCH_PREFIX = ".pull-"
 

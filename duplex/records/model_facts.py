@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from duplex.weights_manifest import Manifest, load_manifest
+from duplex.weights.manifest import Manifest, load_manifest
 
 
 def model_facts(options: Mapping[str, Any], manifest: Manifest | None = None) -> list[dict[str, Any]]:

@@ -28,9 +28,9 @@ from duplex.config import SessionConfig
 from duplex.errors import ProtocolError
 from duplex.events import Event
 from duplex.frames import Image, Origin, Packet
-from duplex.journal import CANCEL, REQUEST, START, STOP, TICK, WAKE, Entry, Raised, on_grid
 from duplex.line import Line, OutPacket, PlayoutReport
 from duplex.metrics import Metrics
+from duplex.records.journal import CANCEL, REQUEST, START, STOP, TICK, WAKE, Entry, Raised, on_grid
 from duplex.requests import Request
 from duplex.session import Session
 

@@ -12,8 +12,8 @@ from duplex.agent import Agent, AgentCommand, AgentEvent, AgentInfo, AgentSessio
 from duplex.clock import Clock, Timer
 from duplex.events import Event
 from duplex.frames import Image, Packet
-from duplex.journal import Entry
 from duplex.line import OutPacket, PlayoutReport
+from duplex.records.journal import Entry
 
 
 class ReplayClock:

@@ -1,4 +1,4 @@
-"""Writing a recorded session to disk as it happens. The layout is in :mod:`duplex.archive`."""
+"""Writing a recorded session to disk as it happens. The layout is in :mod:`duplex.records.archive`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from duplex.archive import HEARD, IMAGES, JOURNAL, LIVE, MADE, MANIFEST, SOUND_FILES, SPOKEN, Manifest, facts_of
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Image, Samples
-from duplex.journal import Entry, Pcm, Writer, to_pcm
 from duplex.outgoing import AUDIBLE_RMS
+from duplex.records.archive import HEARD, IMAGES, JOURNAL, LIVE, MADE, MANIFEST, SOUND_FILES, SPOKEN, Manifest, facts_of
+from duplex.records.journal import Entry, Pcm, Writer, to_pcm
 
 _RECALLABLE_PACKETS = 64  # the line may still give these back; as many as Outgoing remembers
 
@@ -46,7 +46,7 @@ class _SoundFile:
 class SessionWriter:
     """Writes one session. Blocks on the disk, so it lives on a thread of its own; raises ``OSError`` when it cannot.
 
-    Made in ``root``; ``directory`` is its own. Also the :class:`~duplex.journal.SoundSink` of what it writes.
+    Made in ``root``; ``directory`` is its own. Also the :class:`~duplex.records.journal.SoundSink` of what it writes.
     """
 
     def __init__(self, root: Path, manifest: Manifest, *, images: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Model files on a disk: is a file whole, what is known about it from last time, and who may write now.
 
 The stamp (``.verified.json`` in a model's directory) remembers the fingerprint of each file that was hashed
-and found right; ``weights.py`` explains when it is believed.
+and found right; ``store.py`` explains when it is believed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from duplex.errors import WeightsError
-from duplex.weights_manifest import FileSpec
+from duplex.weights.manifest import FileSpec
 
 STAMP = ".verified.json"
 

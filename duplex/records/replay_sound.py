@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Packet, Samples, ms_to_samples
-from duplex.journal import Pcm, from_pcm, to_pcm
 from duplex.line import OutPacket
+from duplex.records.journal import Pcm, from_pcm, to_pcm
 
 _GAP_SAMPLES = ms_to_samples(60)  # a stream that far behind wall time has paused, not jittered
 

@@ -22,17 +22,17 @@ from typing import Any
 from prometheus_client import Counter
 
 from duplex.agent import Agent, AgentSettings
-from duplex.archive import Manifest, without_secrets
-from duplex.archive_writer import SessionWriter
 from duplex.clock import Clock
 from duplex.config import RecordConfig, SessionConfig
 from duplex.errors import ConfigError
-from duplex.journal import Entry, Writer
 from duplex.line import Line
 from duplex.metrics import Metrics
-from duplex.retention import sweep
+from duplex.records.archive import Manifest, without_secrets
+from duplex.records.archive_writer import SessionWriter
+from duplex.records.journal import Entry, Writer
+from duplex.records.retention import sweep
+from duplex.records.tap import Tap, TappedSession
 from duplex.session import Session
-from duplex.tap import Tap, TappedSession
 
 log = logging.getLogger("duplex.recorder")
 

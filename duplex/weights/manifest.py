@@ -1,6 +1,6 @@
 """What model files exist: the manifest as values. No I/O except reading the manifest itself.
 
-The data is ``weights.toml`` beside this module. An entry names its files with size and sha256, its role and
+The data is ``manifest.toml`` beside this module. An entry names its files with size and sha256, its role and
 licence, and the sources its files can come from, in the order they are tried.
 """
 
@@ -129,7 +129,7 @@ class Manifest(_Value):
 
 def load_manifest(path: Path | None = None) -> Manifest:
     """The shipped manifest, or the one at ``path``. ConfigError when it is not a valid manifest."""
-    source = path if path is not None else resources.files("duplex").joinpath("weights.toml")
+    source = path if path is not None else resources.files("duplex.weights").joinpath("manifest.toml")
     try:
         return Manifest.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
