@@ -47,8 +47,10 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_pull(args: argparse.Namespace) -> int:
+    store, console = ModelStore(), Console()
     try:
-        pull_showing_progress(ModelStore(), args.names, Console(), force=args.force, source_dir=args.source_dir)
+        pull_showing_progress(store, args.names, console, force=args.force, source_dir=args.source_dir)
+        _prepare(store, args.names, console)
     except KeyboardInterrupt:
         print("\nStopped. Complete models are kept; run the same command to go on.", file=sys.stderr)
         return INTERRUPTED
@@ -77,6 +79,16 @@ def pull_showing_progress(
     count = f"{len(entries)} models" if len(entries) > 1 else "1 model"
     size = megabytes(sum(entry.size_bytes for entry in entries))
     _say(console, f"{count} ready in {short_path(store.root)} ({size}).")
+
+
+def _prepare(store: ModelStore, names: list[str], console: Console) -> None:
+    """What the first start would otherwise do, and let its user wait for."""
+    from duplex.thinker_talker.cascade_options import DEFAULT_THINKER, CascadeOptions
+    from duplex.thinker_talker.engines import prepare
+
+    if DEFAULT_THINKER in {entry.name for entry in store.manifest.select(names)}:
+        with console.status("Preparing the thinker for this processor, once …"):
+            prepare(CascadeOptions(models_dir=store.root))
 
 
 def megabytes(n_bytes: int) -> str:

@@ -240,6 +240,8 @@ class FloorKeeper:
         if turn.last_voiced_s is not None:
             reply.trace.mark("last_voiced", turn.last_voiced_s)
             self._metrics.end_of_turn_s.observe(max(0.0, now_s - turn.last_voiced_s))
+        if self._complete_since_s is not None:
+            reply.trace.mark("turn_complete", self._complete_since_s)
         reply.trace.mark("commit", now_s)
         self._metrics.turns.inc()
         self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, previous))
@@ -284,6 +286,7 @@ class FloorKeeper:
             self._command(DropReply(reply.reply_id))
             self.end_audio(reply, ReplyEnd(reply.reply_id, error))
             return
+        reply.trace.mark("reply_first_audio", self._clock.now())
         self._ledger.queue(reply.reply_id, len(audio.samples), audio.words)
         reply.unannounced_words.extend(audio.words)
         self._announce(reply)
@@ -315,6 +318,7 @@ class FloorKeeper:
 
     def _begin(self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None) -> Reply:
         reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
+        reply.trace.mark("reply_asked", self._clock.now())
         self.reply = reply
         self._playout.begin()
         self._ledger.begin(reply.reply_id, reply.item_id)

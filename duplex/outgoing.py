@@ -59,7 +59,7 @@ class Outgoing:
 
         A generator, so that the caller may react to a packet (the reply ended) before the next is taken.
         """
-        elapsed = int((now_s - self._epoch_s) / PACKET_S) + 1
+        elapsed = int((now_s - self._epoch_s) / PACKET_S + 1e-6) + 1
         if elapsed - self._packets > _RESYNC_S / PACKET_S:
             self._epoch_s = now_s - self._packets * PACKET_S
             elapsed = self._packets + 1

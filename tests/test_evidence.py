@@ -39,9 +39,10 @@ def pull(part: str, pause: Pause) -> float:
 
 
 def test_the_end_of_turn_model_pulls_both_ways_and_is_silent_at_its_threshold() -> None:
-    at = {p: pull("prosody", Pause(0.2, 1.0, prosody=p)) for p in (0.0, 0.1, 0.4, 0.9, 1.0)}
-    assert at[0.0] < at[0.1] < at[0.4] < at[0.9] <= at[1.0]
-    assert at[0.4] == pytest.approx(0.0)
+    silent_at = OPTIONS.complete_threshold
+    at = {p: pull("prosody", Pause(0.2, 1.0, prosody=p)) for p in (0.0, 0.1, silent_at, 0.9, 1.0)}
+    assert at[0.0] < at[0.1] < at[silent_at] < at[0.9] <= at[1.0]
+    assert at[silent_at] == pytest.approx(0.0)
     assert pull("prosody", Pause(0.2, 1.0)) == 0.0
 
 
@@ -60,12 +61,22 @@ def test_words_tell_a_finished_sentence_from_one_that_goes_on(earlier: str, late
 
 def test_a_falling_voice_and_a_short_turn_speak_for_an_end() -> None:
     assert pull("intonation", Pause(0.2, 1.0, fall_st=6.0)) > 0 > pull("intonation", Pause(0.2, 1.0, fall_st=-2.0))
-    assert pull("floor", Pause(0.2, 1.0)) > pull("floor", Pause(0.2, 30.0)) >= -1.0
+    assert pull("intonation", Pause(0.2, 1.0, slope_st=-4.0)) > 0 > pull("intonation", Pause(0.2, 1.0, slope_st=4.0))
+    rising = Pause(0.2, 1.0, words="Do you hear me?", slope_st=4.0)
+    assert pull("intonation", rising) > pull("intonation", Pause(0.2, 1.0, words="You hear me", slope_st=4.0))
+    assert pull("floor", Pause(0.2, 2.0)) > pull("floor", Pause(0.2, 0.4)) == pull("floor", Pause(0.2, 30.0))
+
+
+def test_what_the_language_model_expects_pulls_both_ways_once_the_words_are_settled() -> None:
+    pulls = [pull("expectation", Pause(0.3, 1.0, words="x", settled=True, expected=p)) for p in (0.001, 0.2, 0.7)]
+    assert pulls == sorted(pulls)
+    assert pulls[0] < 0 < pulls[-1]
+    assert pull("expectation", Pause(0.3, 1.0, words="x", settled=False, expected=0.9)) == 0.0
 
 
 def test_every_piece_of_evidence_can_be_switched_off_and_without_any_it_is_a_timer() -> None:
     assert {*AT_PAUSE, *OVER_US} == set(get_args(Evidence))
-    pause = Pause(0.2, 8.0, words="and the", prosody=0.01, fall_st=-3.0)
+    pause = Pause(0.2, 25.0, words="and the", settled=True, prosody=0.01, fall_st=-3.0, expected=0.01)
     everything = completeness(pause, OPTIONS)
     for name in AT_PAUSE:
         assert everything[name] != 0.0, f"this pause should make {name} speak"
@@ -150,6 +161,15 @@ def test_noise_and_silence_have_no_pitch() -> None:
     found = [pitch_hz((0.1 * rng.standard_normal(512)).astype(np.float32)) for _ in range(20)]
     assert sum(hz is not None for hz in found) <= 1
     assert pitch_hz(np.zeros(512, dtype=np.float32)) is None
+
+
+def test_a_contour_knows_how_its_last_syllable_went() -> None:
+    contour = PitchContour()
+    for hz in (200.0, 200.0, None, 120.0, 126.0, 132.0, 138.0, 144.0, 150.0, None):
+        contour.add(hz)
+    assert contour.slope_st() == pytest.approx(12 * np.log2(150 / 120) * 6 / 5, rel=0.1)
+    contour.add(80.0)  # another syllable
+    assert contour.slope_st() is None
 
 
 def test_a_contour_knows_how_far_it_fell() -> None:

@@ -22,7 +22,7 @@ class Listening:
     """A predictor that is fed seconds of voice and silence, with a log of when its state changed."""
 
     predictor: TurnPredictor = field(default_factory=TurnPredictor)
-    ours: OurSide = OurSide(Floor.LISTENING)
+    ours: OurSide = field(default_factory=lambda: OurSide(Floor.LISTENING))
     pts: int = 0
     asks: list[tuple[float, Ask]] = field(default_factory=list)
     states: list[tuple[float, User]] = field(default_factory=list)
@@ -85,25 +85,26 @@ def test_an_unsure_end_of_turn_model_is_asked_once_more_and_a_sure_one_is_not() 
 
 
 def test_a_likely_end_is_taken_early() -> None:
-    listening = Listening().voice(1.0).quiet(0.128).prosody(0.9).words("What time is it?").quiet(1.0)
-    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.3, abs=2 * WINDOW_S)
+    listening = Listening().voice(1.0).quiet(0.128).prosody(0.98).words("What time is it?").quiet(1.0)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.26, abs=2 * WINDOW_S)
 
 
 def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
     listening = Listening().voice(1.0).quiet(1.5)
-    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.5, abs=2 * WINDOW_S)
+    assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.6, abs=2 * WINDOW_S)
 
 
 @pytest.mark.parametrize(
     ("prosody", "words", "needed_s"),
     [
-        (0.9, "I am done.", 0.3),
-        (0.4, "I am done.", 0.46),
-        (0.0, "I am done.", 0.92),
-        (0.9, "I would like a", 0.69),
-        (0.0, "I would like a", 1.6),
-        (0.9, "I'd like, um", 1.02),
-        (0.9, "It's four one five", 0.59),
+        (0.98, "I am done.", 0.26),
+        (0.9, "I am done.", 0.35),
+        (0.4, "I am done.", 0.64),
+        (0.0, "I am done.", 0.8),
+        (0.9, "I would like a", 0.71),
+        (0.0, "I would like a", 1.94),
+        (0.9, "I'd like, um", 1.76),
+        (0.9, "It's four one five", 1.53),
     ],
 )
 def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, needed_s: float) -> None:
@@ -227,3 +228,28 @@ def test_whatever_comes_it_answers_and_forgets_cleanly(script: list[tuple[str, o
         predictor.asks.clear()
     predictor.reset()
     assert predictor == TurnPredictor(TurnOptions())
+
+
+def test_the_language_model_is_asked_once_a_pause_and_its_answer_moves_the_end() -> None:
+    def complete_s(expected: float | None) -> float:
+        listening = Listening().voice(1.0).quiet(0.128).prosody(0.9).words("I'd like to book it.").quiet(0.16)
+        assert [ask for _, ask in listening.asks].count(Ask.EXPECTATION) == 1
+        if expected is not None:
+            listening.predictor.expectation(expected, listening.pts)
+        return listening.quiet(3.0).when(User.TURN_COMPLETE)
+
+    assert complete_s(0.9) < complete_s(None) < complete_s(0.001)
+
+
+def test_without_words_there_is_nothing_to_ask_the_language_model() -> None:
+    assert Ask.EXPECTATION not in [ask for _, ask in Listening().voice(1.0).quiet(0.5).asks]
+
+
+def test_an_answer_about_words_that_went_on_is_ignored() -> None:
+    listening = Listening().voice(1.0).quiet(0.128).words("I'd like to").quiet(0.16)
+    asked = listening.pts
+    listening.voice(0.5).quiet(0.128).words("I'd like to go.")
+    listening.predictor.expectation(0.0001, asked)
+    pause = listening.predictor.pause()
+    assert pause is not None
+    assert pause.expected is None

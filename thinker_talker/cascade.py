@@ -72,6 +72,7 @@ from .lexicon import only_says_stop
 from .listener import Transcript
 from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
 from .reply_work import ReplyWork
+from .turn_options import TurnOptions
 
 _PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
 _PROSODY_WINDOWS = 250  # 8 s
@@ -147,7 +148,7 @@ class CascadeSession:
         # Appended to by workers, emptied by collect. Bounded by what feeds it: the ear's queue, one answer
         # for each request to a model, and a reply's length (max_reply_tokens).
         self._inbox: deque[AgentEvent | Window | Transcript | _Prosody | _Expected] = deque()
-        self._predictor = TurnPredictor(options.turn.with_overrides(settings.turn_taking))
+        self._predictor = TurnPredictor(self._turn_options(settings))
         self._encouragement = Encouragement()
         self._thinker = engines.thinker.open()
         self._stream = engines.listener.open(self._post)
@@ -174,6 +175,13 @@ class CascadeSession:
         self._history: tuple[Message, ...] = ()  # as of the last reply, for reading ahead
         self._closed = False
         self._read_ahead("")
+
+    def _turn_options(self, settings: AgentSettings) -> TurnOptions:
+        """Raises ``ConfigError`` for settings that cannot be honoured."""
+        options = self._options.turn.with_overrides(settings.turn_taking)
+        if self._engines.thinker.expectation is None and "expectation" not in options.without:
+            options = options.model_copy(update={"without": (*options.without, "expectation")})
+        return options
 
     # --- the session's side ----------------------------------------------------------------------
 
@@ -237,7 +245,7 @@ class CascadeSession:
                 talker = self._engines.talker(self._settings.voice)
                 speak_aside(AsideKind.DEAD_AIR, self._options.dead_air, talker, self._post)
             case Configure(settings=settings):
-                self._predictor.options = self._options.turn.with_overrides(settings.turn_taking)
+                self._predictor.options = self._turn_options(settings)
                 self._settings = settings
                 self._read_ahead("")
             case _:
@@ -329,8 +337,8 @@ class CascadeSession:
             self._engines.prosody.ask(audio, lambda p: self._post(_Prosody(p, asked_pts)))
             return
         if ask is Ask.EXPECTATION:
-            expectation, asked_pts = self._engines.thinker.expectation, self._pts
-            if expectation is not None and self._final:
+            if (expectation := self._engines.thinker.expectation) is not None and self._final:
+                asked_pts = self._pts
                 expectation.ask(self._final, lambda p: self._post(_Expected(p, asked_pts)))
             return
         self._last_request += 1

@@ -32,6 +32,7 @@ class CascadeOptions(Settings):
     listener_threads: int = Field(1, ge=1, le=64)
     thinker_threads: int = Field(1, ge=1, le=64, description="two are faster alone, and far slower on a busy machine")
     talker_threads: int = Field(1, ge=1, le=64)
+    repack: bool = Field(True, description="use a copy of the default thinker that this processor reads faster")
     context_tokens: int = Field(2048, ge=256)
     max_reply_tokens: int = Field(120, ge=1)
     temperature: float = Field(0.3, ge=0, le=2, description="at 0 a small model repeats its last answer")

@@ -17,6 +17,7 @@ from duplex.weights import ModelStore
 
 from .cascade_options import DEFAULT_THINKER, CascadeOptions
 from .ear import EarWorker
+from .gguf_repack import repacked
 from .listener import Listener
 from .silero import SileroModel
 from .smart_turn import SmartTurn
@@ -134,7 +135,7 @@ def _load_thinker(options: CascadeOptions, store: ModelStore) -> Thinker:
     from .llama import LlamaThinker, Sampling
 
     thinker = LlamaThinker(
-        _gguf(options.thinker, store),
+        _gguf(options.thinker, store, options.repack),
         sessions=options.max_sessions,
         context_tokens=options.context_tokens,
         threads=options.thinker_threads,
@@ -157,10 +158,22 @@ def _load_talker(voice: str, options: CascadeOptions, store: ModelStore) -> Talk
     return talker
 
 
-def _gguf(thinker: str, store: ModelStore) -> Path:
+def prepare(options: CascadeOptions) -> None:
+    """Does now what the first start would do: makes the fast copy of the default thinker."""
+    _gguf(options.thinker, ModelStore(options.models_dir), options.repack)
+
+
+def _gguf(thinker: str, store: ModelStore, repack: bool) -> Path:
     path = Path(thinker)
     if path.suffix != ".gguf":
-        return _single(store.path(thinker), ".gguf")
+        found = _single(store.path(thinker), ".gguf")
+        if not repack or thinker != DEFAULT_THINKER:  # what it does to other models was not measured
+            return found
+        try:
+            return repacked(found, store.root / "prepared")
+        except OSError as error:
+            log.warning("the fast copy of the thinker could not be written (%s); it is used as it is", error)
+            return found
     if not path.is_file():
         raise ConfigError(
             f"There is no GGUF file at {path}. Give a path, a model name or openai:http://host:port/v1#model."

@@ -103,7 +103,7 @@ def _words(pause: Pause, options: TurnOptions) -> float:
     if is_hanging(pause.words):
         return -2.0
     if is_counting(pause.words):
-        return -3.0
+        return -4.5
     return 0.5 if is_finished(pause.words) else -0.5
 
 

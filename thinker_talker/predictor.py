@@ -33,6 +33,7 @@ from .loudness import UsualLevel
 from .turn_options import TurnOptions
 
 _SOFTNESS_S = 0.05  # how sharply the probability of a turn's end rises around the silence that ends it
+_EXPECTATION_WAIT_S = 0.15
 _QUESTION_WINDOW_S = 1.0  # an answer may begin this long before our question is over
 
 
@@ -363,6 +364,8 @@ class TurnPredictor:
         needed = silence_needed_s(sum(parts.values()), o)
         if stretch.final_text is None and not is_hanging(stretch.partial_text):
             needed = max(needed, o.silence_unknown_s)  # no words yet, so nothing to answer
+        elif stretch.expectation_asked and stretch.expected is None and "expectation" not in o.without:
+            needed = max(needed, o.expectation_s + _EXPECTATION_WAIT_S)  # an answer is on its way
         self.evidence |= parts
         self.evidence["silence_needed_s"] = needed
         return needed

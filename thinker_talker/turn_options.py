@@ -58,7 +58,7 @@ class TurnOptions(Settings):
     min_turn_s: float = Field(0.12, ge=0, description="less voice than this is a click, not a turn")
     partial_every_s: float = Field(0.4, gt=0)
 
-    silence_likely_s: float = Field(0.3, gt=0)
+    silence_likely_s: float = Field(0.25, gt=0)
     silence_unknown_s: float = Field(0.6, gt=0)
     silence_unlikely_s: float = Field(0.8, gt=0)
     silence_most_s: float = Field(2.2, gt=0)
