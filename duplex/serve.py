@@ -12,14 +12,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import uvicorn
 from rich.console import Console
 
 from duplex.clock import MonotonicClock
-from duplex.config import Config
+from duplex.config import Config, SessionConfig
+from duplex.echo import EchoCanceller
 from duplex.errors import ConfigError, DuplexError
 from duplex.hub import SessionHub
 from duplex.metrics import Metrics
@@ -28,6 +29,7 @@ from duplex.records.recorder import Recorder
 from duplex.registry import create_agent
 from duplex.session import Session
 from duplex.transport.app import create_app
+from duplex.transport.echo_canceller import WebRtcEchoCanceller
 from duplex.web_demo import static_dir
 
 log = logging.getLogger("duplex.serve")
@@ -69,6 +71,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     recorder: Recorder | None = None
     try:
         agent = create_agent(config.agent.name, config.agent.options)
+        make_canceller = _canceller(config.session)
         if config.record.dir is not None:
             recorder = await asyncio.to_thread(_recorder, config, metrics)
     except BaseException:
@@ -82,6 +85,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         metrics=metrics,
         retry_after_s=config.server.retry_after_s,
         make_session=Session if recorder is None else recorder.session,
+        make_canceller=make_canceller,
     )
     app = create_app(hub, config, static_dir=static_dir())
     server = uvicorn.Server(
@@ -109,6 +113,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
         sock.close()
         if recorder is not None:
             await asyncio.to_thread(recorder.close)
+
+
+def _canceller(config: SessionConfig) -> Callable[[], EchoCanceller] | None:
+    """What makes a session's echo canceller. Raises ``MissingDependencyError`` now rather than at the first call."""
+    if config.echo_canceller == "off":
+        return None
+    WebRtcEchoCanceller()
+    return WebRtcEchoCanceller
 
 
 def _recorder(config: Config, metrics: Metrics) -> Recorder:

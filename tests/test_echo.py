@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duplex.echo import Tape
-from duplex.frames import PACKET_SAMPLES, Frame, Samples, ms_to_samples
+from duplex import serve
+from duplex.agent import AgentSettings
+from duplex.clock import MonotonicClock
+from duplex.config import SessionConfig
+from duplex.echo import EchoCancelledLine, Tape
+from duplex.errors import DuplexError
+from duplex.frames import PACKET_SAMPLES, Frame, Origin, Packet, Samples, ms_to_samples
+from duplex.hub import SessionHub
+from duplex.line import OutPacket
+from duplex.testing import LoopbackLine, ScriptedAgent
 
 P = PACKET_SAMPLES
 
@@ -119,3 +130,73 @@ def test_reset_forgets_the_sound_and_the_tie() -> None:
     tape.put(0, packet(0))
     assert tape.beside(frame(7 * P), P).tolist() == packet(0).tolist()
     assert ms_to_samples(100.0) == Tape.SLIP_SAMPLES
+
+
+# --- a line whose echo is cancelled --------------------------------------------------------------------
+
+
+class Subtract:
+    """A canceller for an echo that comes back whole and at once."""
+
+    latency_samples = 0
+
+    def process(self, heard: Samples, reference: Samples) -> Samples:
+        return heard - reference
+
+    def reset(self) -> None: ...
+
+
+class Ticking:
+    now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+
+class EchoingLine(LoopbackLine):
+    """What is sent now is heard with the next packet, and the person says a constant on top."""
+
+    def receive(self) -> list[Packet]:
+        played = self.played[-1].samples if self.played else np.zeros(P, dtype=np.float32)
+        return [Packet(packet.pts, played + np.float32(0.25), Origin.WIRE) for packet in super().receive()]
+
+
+def test_our_voice_is_taken_out_of_what_the_line_hears() -> None:
+    clock, inner = Ticking(), EchoingLine()
+    line = EchoCancelledLine(inner, Subtract(), cast(Any, clock))
+    for number in range(20):
+        line.send(OutPacket(number * P, np.full(P, 0.01 * number, dtype=np.float32)))
+        clock.now_s = (number + 1) * 0.02
+        [heard] = line.receive()
+        assert heard.samples == pytest.approx(np.full(P, 0.25), abs=1e-6), number
+    assert len(inner.played) == 20
+    assert line.flush() == 0
+
+
+def test_silence_of_a_muted_microphone_stays_silence() -> None:
+    line = EchoCancelledLine(LoopbackLine(), Subtract(), cast(Any, Ticking()))
+    line.send(OutPacket(0, np.ones(P, dtype=np.float32)))
+    [heard] = line.receive()
+    assert heard.origin is Origin.SILENCE
+    assert not heard.samples.any()
+
+
+async def test_a_hub_cancels_echo_for_every_session_if_it_is_told_to() -> None:
+    made: list[Subtract] = []
+
+    def make() -> Subtract:
+        made.append(Subtract())
+        return made[-1]
+
+    hub = SessionHub(ScriptedAgent(), MonotonicClock(), SessionConfig(), max_sessions=2, make_canceller=make)
+    async with hub:
+        for _ in range(2):
+            hub.open(LoopbackLine(), AgentSettings())
+    assert len(made) == 2
+
+
+def test_a_canceller_that_is_not_installed_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "livekit", None)
+    with pytest.raises(DuplexError, match=r"duplex-runtime\[echo\]|echo canceller"):
+        serve._canceller(SessionConfig(echo_canceller="webrtc"))
+    assert serve._canceller(SessionConfig()) is None

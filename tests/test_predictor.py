@@ -85,7 +85,7 @@ def test_an_unsure_end_of_turn_model_is_asked_once_more_and_a_sure_one_is_not() 
 
 
 def test_a_likely_end_is_taken_early() -> None:
-    listening = Listening().voice(1.0).quiet(0.128).prosody(0.98).words("What time is it?").quiet(1.0)
+    listening = without_asking().voice(1.0).quiet(0.128).prosody(0.98).words("What time is it?").quiet(1.0)
     assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + 0.26, abs=2 * WINDOW_S)
 
 
@@ -108,12 +108,12 @@ def test_without_any_evidence_a_plain_silence_timer_ends_the_turn() -> None:
     ],
 )
 def test_evidence_moves_the_end_earlier_or_later(prosody: float, words: str, needed_s: float) -> None:
-    listening = Listening().voice(1.0).quiet(0.128).prosody(prosody).words(words).quiet(3.0)
+    listening = without_asking().voice(1.0).quiet(0.128).prosody(prosody).words(words).quiet(3.0)
     assert listening.when(User.TURN_COMPLETE) == pytest.approx(1.0 + needed_s, abs=2 * WINDOW_S)
 
 
 def test_a_likely_end_without_words_yet_waits_for_them() -> None:
-    listening = Listening().voice(1.0).quiet(0.128).prosody(0.95).quiet(0.25)
+    listening = without_asking().voice(1.0).quiet(0.128).prosody(0.95).quiet(0.25)
     assert listening.users[-1] is User.PAUSED_INCOMPLETE
     assert listening.words("Hello there.").users[-1] is User.TURN_COMPLETE
 
@@ -145,6 +145,11 @@ def test_going_on_makes_old_answers_worthless() -> None:
     listening.predictor.transcript("Old words", 0.9, final=True, asked_pts=asked)
     listening.quiet(0.3)
     assert listening.users[-1] is User.PAUSED_INCOMPLETE
+
+
+def without_asking() -> Listening:
+    """Nobody asks the language model, so nobody waits for its answer."""
+    return Listening(TurnPredictor(TurnOptions(without=("expectation",))))
 
 
 def over_us() -> Listening:
@@ -239,6 +244,7 @@ def test_the_language_model_is_asked_once_a_pause_and_its_answer_moves_the_end()
         return listening.quiet(3.0).when(User.TURN_COMPLETE)
 
     assert complete_s(0.9) < complete_s(None) < complete_s(0.001)
+    assert complete_s(None) == pytest.approx(1.4, abs=2 * WINDOW_S), "an answer is waited for, but not for ever"
 
 
 def test_without_words_there_is_nothing_to_ask_the_language_model() -> None:
@@ -253,3 +259,40 @@ def test_an_answer_about_words_that_went_on_is_ignored() -> None:
     pause = listening.predictor.pause()
     assert pause is not None
     assert pause.expected is None
+
+
+def interrupted_after(seconds: float) -> Listening:
+    """A turn, our answer, and somebody who speaks ``seconds`` into it."""
+    listening = without_asking().voice(1.0).quiet(0.128).prosody(0.98).words("Mary rolled.").quiet(0.6)
+    listening.predictor.committed()
+    listening.ours = OurSide(Floor.SPEAKING)
+    listening.quiet(seconds).voice(1.0)
+    assert User.INTERRUPTING in listening.users
+    return listening
+
+
+def silence_asked_s(listening: Listening) -> float:
+    listening.predictor.forget()
+    listening.ours = OurSide(Floor.LISTENING)
+    listening.states.clear()
+    ended_s = listening.quiet(0.5).voice(1.0).pts / SAMPLE_RATE_HZ
+    return listening.quiet(0.128).prosody(0.9).words("I am done.").quiet(3.0).when(User.TURN_COMPLETE) - ended_s
+
+
+def test_who_was_cut_off_is_given_more_time_and_who_interrupted_is_not() -> None:
+    plain, cut_off, interrupted = without_asking(), interrupted_after(0.3), interrupted_after(2.5)
+    assert silence_asked_s(interrupted) == pytest.approx(silence_asked_s(plain), abs=WINDOW_S)
+    assert silence_asked_s(cut_off) > silence_asked_s(plain) + 0.1
+    impatient = interrupted_after(0.3)
+    impatient.predictor.options = TurnOptions(without=("expectation",), patience=False)
+    assert silence_asked_s(impatient) == pytest.approx(silence_asked_s(plain), abs=WINDOW_S)
+
+
+def test_patience_has_an_end_and_wears_off() -> None:
+    patience = interrupted_after(0.3).predictor.patience
+    for _ in range(10):
+        patience.cut_off()
+    assert patience.factor == 2.0
+    for _ in range(20):
+        patience.went_well()
+    assert patience.factor == pytest.approx(1.0, abs=0.05)

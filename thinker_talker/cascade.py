@@ -233,6 +233,7 @@ class CascadeSession:
             case CommitTurn(turn_id=turn_id):
                 self._commit(turn_id)
             case ReopenTurn(turn_id=turn_id):
+                self._predictor.patience.cut_off()
                 self._prefix = self._committed.get(turn_id, self._partial)
                 self._awaiting = None
             case ForgetTurn():

@@ -29,7 +29,7 @@ HANGING_WORDS = frozenset(
 # ... but a question may: "Where is it from?", "What is it to you?", "Who?"
 HANGING_EXCEPT = frozenset("are as at by for from in is of on then to was were when where which who why with".split())
 
-FILLERS = frozenset("um uh uhm er erm hmm hm".split())
+FILLERS = frozenset("um umm uh uhh uhm er erm ah hmm hm".split())
 ANSWERS = frozenset(
     "yes yeah yep yup no nope nah sure okay ok right correct exactly absolutely definitely please maybe perhaps".split()
 )

@@ -30,6 +30,7 @@ from .evidence import Overlap, Pause, completeness, overlap_logits, sigmoid, sil
 from .intonation import PitchContour
 from .lexicon import is_hanging
 from .loudness import UsualLevel
+from .patience import Patience
 from .turn_options import TurnOptions
 
 _SOFTNESS_S = 0.05  # how sharply the probability of a turn's end rises around the silence that ends it
@@ -123,6 +124,7 @@ class TurnPredictor:
     edges: list[tuple[Edge, int]] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
     usual: UsualLevel = field(default_factory=UsualLevel)
+    patience: Patience = field(default_factory=Patience)
     _stretch: _Stretch | None = None
     _onset: int = 0  # samples of voice not yet counted as speech
     _pts: int = 0
@@ -133,6 +135,7 @@ class TurnPredictor:
     def window(self, heard: HeardWindow, ours: OurSide) -> User:
         """Takes one window; returns the user's state after it."""
         self._pts = heard.end_pts
+        self.patience.floor(ours.floor, heard.end_pts)
         self.evidence = {"voice": heard.probability}
         if self._is_voiced(heard, ours):
             self._voiced(heard, ours)
@@ -311,6 +314,7 @@ class TurnPredictor:
         match decided:
             case User.INTERRUPTING:
                 stretch.interrupting = True  # from here on it is a turn like any other
+                self.patience.judged(decided, stretch.started_pts)
             case User.BACKCHANNEL | User.NOT_ADDRESSED:
                 self.forget()
             case _:
@@ -362,6 +366,8 @@ class TurnPredictor:
         assert pause is not None
         parts = completeness(pause, o)
         needed = silence_needed_s(sum(parts.values()), o)
+        if o.patience:
+            needed *= self.patience.factor
         if stretch.final_text is None and not is_hanging(stretch.partial_text):
             needed = max(needed, o.silence_unknown_s)  # no words yet, so nothing to answer
         elif stretch.expectation_asked and stretch.expected is None and "expectation" not in o.without:
@@ -390,6 +396,7 @@ class TurnPredictor:
         """The stretch became a turn of the user's; so this is how loud they are."""
         if self._stretch is not None and self._stretch.voiced_samples:
             self.usual.learn(_level_dbfs(self._stretch))
+        self.patience.went_well()
         self.forget()
 
     def forget(self) -> None:
@@ -405,6 +412,7 @@ class TurnPredictor:
         self.edges.clear()
         self.evidence = {}
         self.usual.reset()
+        self.patience.reset()
         self._overlap = {}
         self._pts = 0
 

@@ -62,6 +62,7 @@ class TurnOptions(Settings):
     silence_unknown_s: float = Field(0.6, gt=0)
     silence_unlikely_s: float = Field(0.8, gt=0)
     silence_most_s: float = Field(2.2, gt=0)
+    patience: bool = Field(True, description="who was cut off once is given up to twice these silences from then on")
     complete_threshold: float = Field(0.7, gt=0, lt=1, description="where the end-of-turn model says nothing")
     prosody_s: float = Field(0.096, gt=0, description="ask it after this pause; the listener comes first")
     expectation_s: float = Field(0.25, gt=0, description="ask the language model by then, if not earlier")
