@@ -17,7 +17,7 @@ from duplex.recording import Recording, Span, voiced_extent
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
-REPLY_TIMEOUT_S = 25.0
+REPLY_TIMEOUT_S = 6.0
 TURNS_PER_CALL = 10
 _PATIENCE_S = 3.0
 _UNDER_WAY_MS = 160.0
@@ -99,15 +99,18 @@ async def say(call: Call, what: Sayable) -> Span:
 async def let_it_answer(call: Call, after_ms: float) -> bool:
     """Waits for the answer to what was said until ``after_ms``, and for its end. False if none was begun.
 
-    A reply that does not end is cancelled, so that the next turn can begin.
+    A reply that goes on for long is cancelled, so that the next turn can begin: how it ends is not judged here.
     """
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S + REPLY_TIMEOUT_S):
-            return await call.wait_settled(after_ms, answer_timeout_s=ANSWER_TIMEOUT_S)
-    except TimeoutError:
-        call.send({"type": "response.cancel"})
-        await call.wait_quiet(500.0, timeout_s=5.0)
-        return True
+    for _ in range(3):
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                return await call.wait_settled(after_ms, answer_timeout_s=ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            if call.last_audible_ms is not None and call.now_ms - call.last_audible_ms < 1000.0:
+                break
+    call.send({"type": "response.cancel"})
+    await call.wait_quiet(500.0, timeout_s=5.0)
+    return True
 
 
 async def ask(call: Call, what: Sayable) -> Span:
