@@ -116,7 +116,8 @@ class Heard:
 class BeginReply:
     """Start on a reply to ``history`` plus, if ``to_open_turn``, what the user said in the open turn.
 
-    ``speculative`` replies may be dropped before anyone hears them.
+    ``speculative`` replies may be dropped before anyone hears them. ``say``: the reply is this text, word for word;
+    an agent that cannot do that ends it with an ``UnsupportedError``.
     """
 
     reply_id: str
@@ -124,6 +125,7 @@ class BeginReply:
     to_open_turn: bool = True
     speculative: bool = False
     instructions: str | None = None
+    say: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,11 @@ from duplex.metrics import Metrics
 from duplex.outgoing import Sent
 from duplex.playout import Playout, State
 from duplex.reply import Reply, Turn
+from duplex.requests import CreateReply
 from duplex.trace import TurnTrace
 from duplex.turn import Action, Floor, Own, Signal, TurnMachine, User
 
+_NOTHING_SPECIAL = CreateReply()
 _LONGEST_PLAYOUT_S = 0.5  # a far end that reports nothing newer has played it by then
 
 
@@ -73,7 +75,7 @@ class FloorKeeper:
         self._name = session_id.removeprefix("sess_")
         self._starved_since_s: float | None = None
         self._complete_since_s: float | None = None  # since when the predictor calls the open turn complete
-        self._asked_instructions: str | None = None
+        self._asked = CreateReply()
         self._ids = 0
 
     def new_id(self, kind: str) -> str:
@@ -162,9 +164,9 @@ class FloorKeeper:
         all_heard = heard.samples >= self._ledger.sent_samples(reply.reply_id)
         return all_heard or now_s - reply.sent_all_at_s > _LONGEST_PLAYOUT_S
 
-    def request_reply(self, instructions: str | None) -> None:
-        """Speak without a user's turn; ``instructions`` hold for this reply alone."""
-        self._asked_instructions = instructions
+    def request_reply(self, request: CreateReply) -> None:
+        """Speak without a user's turn; what is asked for holds for this reply alone."""
+        self._asked = request
         self.signal(Own.REPLY_REQUESTED)
 
     def _act(self, actions: tuple[Action, ...]) -> None:
@@ -179,7 +181,7 @@ class FloorKeeper:
                 case Action.RETRACT:
                     self._retract()
                 case Action.START_REPLY:
-                    self._begin(to_open_turn=False, instructions=self._asked_instructions)
+                    self._begin(to_open_turn=False, asked=self._asked)
                     self._publish()
                 case Action.RELEASE:
                     self._release()
@@ -316,13 +318,16 @@ class FloorKeeper:
         elif reply.sent_all_at_s is None:
             reply.sent_all_at_s = self._clock.now()
 
-    def _begin(self, *, speculative: bool = False, to_open_turn: bool = True, instructions: str | None = None) -> Reply:
+    def _begin(
+        self, *, speculative: bool = False, to_open_turn: bool = True, asked: CreateReply = _NOTHING_SPECIAL
+    ) -> Reply:
         reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
         reply.trace.mark("reply_asked", self._clock.now())
         self.reply = reply
         self._playout.begin()
         self._ledger.begin(reply.reply_id, reply.item_id)
-        self._command(BeginReply(reply.reply_id, self.conversation.snapshot(), to_open_turn, speculative, instructions))
+        history = self.conversation.snapshot()
+        self._command(BeginReply(reply.reply_id, history, to_open_turn, speculative, asked.instructions, asked.say))
         return reply
 
     def _publish(self) -> None:

@@ -41,9 +41,10 @@ class RemoveMessage:
 
 @dataclass(frozen=True, slots=True)
 class CreateReply:
-    """Speak now, to the conversation as it stands."""
+    """Speak now, to the conversation as it stands; or say exactly ``say``, if that is given."""
 
     instructions: str | None = None
+    say: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,13 +297,13 @@ class Session:
             case rq.RemoveMessage(item_id=item_id):
                 if not self.conversation.remove(item_id):
                     raise InvalidEventError(f"There is no item {item_id!r}.", param="item_id")
-            case rq.CreateReply(instructions=instructions):
+            case rq.CreateReply():
                 if floor.reply is not None and floor.reply.public:
                     raise InvalidEventError(
                         "A response is in progress. Wait for response.done or cancel it first.",
                         code="conversation_already_has_active_response",
                     )
-                floor.request_reply(instructions)
+                floor.request_reply(request)
             case rq.CancelReply(reply_id=reply_id):
                 if floor.reply is None or not floor.reply.public or reply_id not in (None, floor.reply.reply_id):
                     raise InvalidEventError("There is no response to cancel.", code="response_cancel_not_active")

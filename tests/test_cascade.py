@@ -550,3 +550,16 @@ def test_a_listener_that_never_answers_does_not_keep_the_floor() -> None:
     bench.command(CommitTurn("item_2"))
     bench.collect()
     assert bench.of(FinalTranscript)[-1].text == "Hello?"
+
+
+def test_words_that_are_given_are_said_without_thinking() -> None:
+    bench = Bench()
+    bench.command(BeginReply("resp_1", (), to_open_turn=False, say="Welcome. This call is recorded."))
+    assert not bench.thinker.thoughts
+    [utterance] = bench.talker.utterances
+    assert "".join(utterance.clauses) == "Welcome. This call is recorded."
+    assert utterance.ended
+    assert "".join(text.delta for text in bench.of(ReplyText)) == "Welcome. This call is recorded."
+    utterance.speak()
+    bench.collect()
+    assert [end.reply_id for end in bench.of(ReplyEnd)] == ["resp_1"]

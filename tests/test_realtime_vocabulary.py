@@ -552,3 +552,14 @@ def test_no_message_breaks_the_reader(message: str | bytes) -> None:
 def test_pcm16_survives_both_conversions(values: list[int]) -> None:
     pcm = np.array(values, dtype="<i2").tobytes()
     assert to_pcm16(from_pcm16(pcm)) == pcm
+
+
+def test_a_response_may_be_given_its_words() -> None:
+    def create(say: object) -> rq.Request:
+        return decode({"type": "response.create", "response": {"duplex": {"say": say}}})  # type: ignore[return-value]
+
+    assert create("Welcome.") == rq.CreateReply(None, "Welcome.")
+    for wrong in ("  ", 3):
+        with pytest.raises(InvalidEventError) as refused:
+            create(wrong)
+        assert refused.value.param == "response.duplex.say"

@@ -209,3 +209,11 @@ def test_a_microphone_muted_for_ten_minutes_is_no_turn_and_the_next_one_works() 
     [(start, _)] = call.audible_s()
     assert start == pytest.approx(601.8, abs=0.05)
     assert [f.status for f in call.line.of(ev.ReplyFinished)] == ["completed"]
+
+
+def test_words_that_a_client_gives_are_said_and_remembered() -> None:
+    call = Call(ScriptedAgent(), ScriptedUser([]), 4.0).at(0.5, rq.CreateReply(say="Good morning to you.")).run()
+    [started] = call.line.of(ev.ReplyStarted)
+    assert [m.text for m in call.session.conversation] == ["Good morning to you."]
+    [begun] = [c for c in call.agent.sessions[0].commands if isinstance(c, BeginReply)]
+    assert (begun.reply_id, begun.say) == (started.reply_id, "Good morning to you.")

@@ -445,12 +445,16 @@ class CascadeSession:
         self._latest_reply, self._asks = command.reply_id, False
         work = ReplyWork(command.reply_id, self._clock, self._post)
         self._works[command.reply_id] = work
+        talker = self._engines.talker(self._settings.voice)
+        if command.say is not None:
+            work.say(talker, command.say)
+            return
         request = th.ThinkRequest(
             self._prompt(command.history, said, command.instructions),
             max_tokens=self._options.max_reply_tokens,
             temperature=self._options.temperature,
         )
-        work.start(self._thinker, self._engines.talker(self._settings.voice), request)
+        work.start(self._thinker, talker, request)
 
     def _prompt(
         self, history: Sequence[Message], said: str | None, instructions: str | None = None

@@ -13,7 +13,7 @@ from duplex.agent import AgentEvent, Mark, ReplyAudio, ReplyEnd, ReplyText
 from duplex.clock import Clock
 from duplex.errors import DuplexError
 
-from .clauses import ClauseSplitter
+from .clauses import ClauseSplitter, split
 from .talker import Speech, Talker, Utterance
 from .thinker import FinishReason, ThinkerSession, ThinkRequest, Thought, Usage
 
@@ -34,6 +34,14 @@ class ReplyWork:
         self._mark("thinker_asked")
         self._utterance = talker.begin(_Speaking(self))
         self._thought = thinker.think(request, self)
+
+    def say(self, talker: Talker, text: str) -> None:
+        """The same without a thinker: this text, word for word."""
+        self._utterance = talker.begin(_Speaking(self))
+        for clause in split(text):
+            if self._error is None:  # too long a text is said as far as it fits
+                self._say(clause)
+        self._end_utterance()
 
     def cancel(self) -> None:
         """Stops both. After this returns nothing more is posted."""

@@ -193,6 +193,7 @@ def _item_truncate(event: Mapping[str, Any], defaults: SessionDefaults) -> Under
 _RESPONSE = Table(
     {
         "instructions": Text(),
+        "duplex": Table({"say": Text()}),
         "conversation": Only(("auto", None), 'Replies join the conversation: "auto".'),
         "output_modalities": Only((None, ["audio"], ["text"]), "Set it for the session, with session.update."),
         "metadata": Only((None, {}), "Replies carry no metadata."),
@@ -211,7 +212,11 @@ _RESPONSE = Table(
 def _response_create(event: Mapping[str, Any], defaults: SessionDefaults) -> Understood:
     response = event.get("response")
     check(_RESPONSE, response, "response", defaults)
-    return CreateReply((response or {}).get("instructions"))
+    asked = response or {}
+    say = (asked.get("duplex") or {}).get("say")
+    if say is not None and not say.strip():
+        raise InvalidEventError("response.duplex.say must not be empty.", param="response.duplex.say")
+    return CreateReply(asked.get("instructions"), say)
 
 
 def _response_cancel(event: Mapping[str, Any], defaults: SessionDefaults) -> Understood:

@@ -32,6 +32,27 @@ STORIES = (
     "the last island",
 )
 
+TALES = (
+    "Once there was a lighthouse on a rock so small that the keeper could walk around it in forty steps. Every "
+    "evening he climbed the stairs, lit the lamp and counted the ships. He knew them all by the shape of their "
+    "lights. One winter a ship came by that he had never seen before. It had a green light at the bow and no name"
+    " on its side, and it stopped just where the water turns dark. The keeper took his boat and rowed out to it. "
+    "Nobody was on deck. On the table in the cabin stood a pot of tea, still warm, and beside it lay a letter "
+    "with his own name on it.",
+    "In a town between two rivers lived a baker who could not sleep. While the others dreamed he walked along the"
+    " water and listened. The first river spoke of the mountains it came from, of snow and of stones that roll. "
+    "The second one spoke only of the sea, where it had never been. The baker liked the second river better. He "
+    "asked it how it could know so much about a place it had not seen. The river said that every drop in it had "
+    "been there once, had risen as a cloud, and had come home over the hills. After that the baker slept well, "
+    "and his bread tasted a little of salt.",
+    "The old clock in the station had two faces, one for those who arrive and one for those who leave. For eighty"
+    " years both had shown the same hour. Then, on a quiet Sunday in March, one of them stopped. The people who "
+    "arrived that day had all the time in the world. They sat down on the benches, they talked to strangers, they"
+    " missed every bus. The people who left ran as they had always done. In the evening a boy with a ladder came "
+    "to mend it. He looked at the benches, put his tools back into the bag, and told the station master that it "
+    "could not be mended.",
+)
+
 
 class Sayable(Protocol):
     """What can be said: float32[n] at 24 kHz, and where in it the voice lies, in ms."""
@@ -128,13 +149,25 @@ def put_question(call: Call, text: str) -> None:
 
 
 async def begin_story(call: Call, number: int, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
-    """Has a long story begun; True once it is audible, False if it is not in time."""
-    put_question(call, f"Tell me a long story about {STORIES[number % len(STORIES)]}.")
+    """Has a long story begun; True once it is audible, False if it is not in time.
+
+    A server of ours is given its words, since a small model's stories are often over before they can be interrupted;
+    any other is asked for one.
+    """
+    if _is_ours(call):
+        call.send({"type": "response.create", "response": {"duplex": {"say": TALES[number % len(TALES)]}}})
+    else:
+        put_question(call, f"Tell me a long story about {STORIES[number % len(STORIES)]}.")
     try:
         await call.wait_audible(timeout_s=timeout_s)
     except TimeoutError:
         return False
     return True
+
+
+def _is_ours(call: Call) -> bool:
+    """Whether the server's session object has our extension."""
+    return any("duplex" in e.event.get("session", {}) for e in call.events if e.type == "session.created")
 
 
 async def in_mid_speech(call: Call, wait_ms: float) -> bool:

@@ -256,6 +256,8 @@ class ScriptedSession:
         self._at(spoken_s, begin.reply_id, lambda: self._speak(begin, reply))
 
     def _reply(self, begin: BeginReply, script: ScriptedReply) -> ScriptedReply:
+        if begin.say is not None:
+            return ScriptedReply(begin.say, script.audio_after_s, WORD_S * len(begin.say.split()))
         if self._agent.answer is None:
             return script
         said = " ".join(self._words or self._committed_words) if begin.to_open_turn else ""
