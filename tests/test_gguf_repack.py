@@ -34,15 +34,19 @@ def small_model(path: Path, kind: gguf.GGMLQuantizationType = Q.Q4_1) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # in the plain rule, for an empty block
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.float32, (3, 64), elements=st.floats(-2, 2, width=32)))
-def test_weights_come_back_within_half_a_step(weights: np.ndarray) -> None:
+def test_weights_come_back_nearly_as_they_were(weights: np.ndarray) -> None:
     coded = as_q4_0(weights)
     assert coded.shape == (3, 64 // 32 * 18)
     back = gguf.quants.dequantize(coded, Q.Q4_0)
     largest = np.abs(weights.reshape(-1, 32)).max(axis=1)
     worst = np.abs(back - weights).reshape(-1, 32).max(axis=1)
-    assert np.all(worst <= largest / 7 + 1e-4)
+    assert np.all(worst <= largest / 4 + 1e-4)
+    plain = gguf.quants.dequantize(gguf.quants.quantize(weights, Q.Q4_0), Q.Q4_0)
+    missed = [np.sum((kept - weights).astype(np.float64) ** 2) for kept in (back, plain)]
+    assert missed[0] <= missed[1] * 1.001 + 1e-6, "never worse than the plain rule"
 
 
 def test_it_is_closer_to_the_weights_than_the_plain_rule() -> None:

@@ -150,10 +150,13 @@ async def test_talking_over_the_answer_stops_it_and_the_new_question_is_answered
         assert done.response.status_details.reason == "turn_detected"
         sent_ms = len(talk.audio_of(started.response_id)) * 1000 / SAMPLE_RATE_HZ
         assert 0 < truncated.audio_end_ms <= sent_ms
-        again = await talk.until("response.done")
-        assert again.type == "response.done"
-        assert again.response.id is not None
-        assert again.response.status == "completed"
+        for _ in range(2):  # "Wait, stop." may be taken for a turn of its own, and is answered by silence
+            again = await talk.until("response.done")
+            assert again.type == "response.done"
+            assert again.response.id is not None
+            assert again.response.status == "completed"
+            if len(talk.audio_of(again.response.id)):
+                break
         assert len(talk.audio_of(again.response.id)) > SAMPLE_RATE_HZ // 2
         heard = [e for e in talk.events if e.type == "conversation.item.input_audio_transcription.completed"]
         assert "italy" in heard[-1].transcript.lower()

@@ -118,6 +118,9 @@ class ScriptedAgent:
     async def close(self) -> None: ...
 
 
+def _nobody() -> None: ...
+
+
 @dataclass(slots=True)
 class _Due:
     """Something to do at ``at_s`` for a reply."""
@@ -226,6 +229,8 @@ class ScriptedSession:
         self.closed = True
         for timer in self._timers:
             timer.cancel()
+        self._timers = []
+        self._wake = _nobody  # the agent keeps its sessions for a look; a call that is over must not stay with them
 
     # --- replies ---------------------------------------------------------------------------------
 
