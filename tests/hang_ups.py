@@ -52,7 +52,7 @@ async def call(hub: SessionHub, spoken: Samples) -> None:
 async def main(models_dir: str, spoken: Samples) -> None:
     agent = create_agent("cascade", {"models_dir": models_dir})
     async with SessionHub(agent, MonotonicClock(), SessionConfig(), max_sessions=4) as hub:
-        for _ in range(10):  # allocators and caches fill up
+        for _ in range(25):  # allocators and caches fill up: measured, flat from about there
             await call(hub, spoken)
         before = left()
         for _ in range(50):
