@@ -60,12 +60,7 @@ def started_server(arguments: Sequence[str] = (), *, ready_timeout_s: float = 12
                 time.sleep(_POLL_S)
             yield ServerProcess(url, process.pid, time.perf_counter() - began_s)
         finally:
-            process.terminate()
-            try:
-                process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
 
 def is_ready(url: str) -> bool:
@@ -127,3 +122,13 @@ def machine() -> Mapping[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Asks a process that was started here to end, and after 10 s makes it."""
+    process.terminate()
+    try:
+        process.wait(10.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

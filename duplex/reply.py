@@ -24,7 +24,6 @@ class Reply:
     text: str = ""
     unannounced_text: list[str] = field(default_factory=list)
     unannounced_words: list[Word] = field(default_factory=list)
-    requested_without_turn: bool = False
 
 
 @dataclass(slots=True)

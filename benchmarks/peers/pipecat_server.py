@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from duplex.benchmarks.server_process import ServerProcess, is_ready
+from duplex.benchmarks.server_process import ServerProcess, end, is_ready
 from duplex.errors import DuplexError
 from duplex.thinker_talker.cascade_options import CascadeOptions
 from duplex.thinker_talker.llama import DEFAULT_EXAMPLES, Sampling
@@ -100,12 +100,7 @@ def started_pipecat(
                 time.sleep(_POLL_S)
             yield ServerProcess(url, process.pid, time.perf_counter() - began_s)
         finally:
-            process.terminate()
-            try:
-                process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
 
 class Turnstile:

@@ -7,26 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from duplex.agent import (
-    Agent,
-    AgentCommand,
-    AgentEvent,
-    AgentInfo,
-    AgentSession,
-    AgentSettings,
-    BeginReply,
-    Heard,
-    Mark,
-    ReplyAudio,
-    UserState,
-)
+from duplex.agent import Agent, AgentInfo, AgentSession, AgentSettings
 from duplex.clock import Clock
 from duplex.frames import PACKET_MS, PACKET_SAMPLES, Packet, Samples
 from duplex.line import OutPacket
 from duplex.recording import AUDIBLE_DBFS, Recording, level_dbfs
-from duplex.stages import REPLY_ASKED, REPLY_FIRST_AUDIO, TURN_COMPLETE
 from duplex.testing.line import LoopbackLine
-from duplex.turn import Floor, User
 
 
 @dataclass(slots=True)
@@ -106,7 +92,7 @@ class RecordedLine(LoopbackLine):
 
 
 class ObservedAgent:
-    """An agent whose sessions also report the marks that cut a trace into its own stages (``duplex/stages.py``)."""
+    """An agent whose last session can be looked at."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -122,47 +108,7 @@ class ObservedAgent:
 
     def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
         self.session = self._agent.open(settings, clock, wake)
-        return _ObservedSession(self.session, clock)
+        return self.session
 
     async def close(self) -> None:
         await self._agent.close()
-
-
-class _ObservedSession:
-    def __init__(self, inner: AgentSession, clock: Clock) -> None:
-        self._inner, self._clock = inner, clock
-        self._marks: list[AgentEvent] = []
-        self._unheard: set[str] = set()  # replies begun that have no audio yet
-        self._floor = Floor.LISTENING
-        self._complete = False
-
-    def step(self, heard: Heard) -> None:
-        self._floor = heard.floor
-        self._inner.step(heard)
-
-    def command(self, command: AgentCommand) -> None:
-        if isinstance(command, BeginReply):
-            self._unheard = {command.reply_id}
-            self._marks.append(Mark(REPLY_ASKED, self._clock.now(), command.reply_id))
-        self._inner.command(command)
-
-    def collect(self) -> Sequence[AgentEvent]:
-        out, self._marks = self._marks, []
-        now_s = self._clock.now()
-        for event in self._inner.collect():
-            match event:
-                case UserState(user=user):
-                    complete = user is User.TURN_COMPLETE
-                    if complete and not self._complete and self._floor in (Floor.LISTENING, Floor.HOLDING):
-                        out.append(Mark(TURN_COMPLETE, now_s))
-                    self._complete = complete
-                case ReplyAudio(reply_id=reply_id, samples=samples) if reply_id in self._unheard and len(samples):
-                    self._unheard.discard(reply_id)
-                    out.append(Mark(REPLY_FIRST_AUDIO, now_s, reply_id))
-                case _:
-                    pass
-            out.append(event)
-        return out
-
-    def close(self) -> None:
-        self._inner.close()
