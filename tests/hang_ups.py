@@ -6,6 +6,7 @@ python tests/hang_ups.py MODELS_DIR SPOKEN.npy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
@@ -29,7 +30,12 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def left() -> dict[str, float]:
+async def left() -> dict[str, float]:
+    """What there is now, once the thinkers of calls that are over had the moment they need to end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            while any(thread.name.startswith("thinker-") for thread in threading.enumerate()):
+                await asyncio.sleep(0.01)
     gc.collect()
     return {
         "tasks": len(asyncio.all_tasks()),
@@ -54,10 +60,11 @@ async def main(models_dir: str, spoken: Samples) -> None:
     async with SessionHub(agent, MonotonicClock(), SessionConfig(), max_sessions=4) as hub:
         for _ in range(25):  # allocators and caches fill up: measured, flat from about there
             await call(hub, spoken)
-        before = left()
+        before = await left()
         for _ in range(50):
             await call(hub, spoken)
-        sys.stdout.write(json.dumps({"before": before, "after": left()}) + "\n")
+        after = await left()
+        sys.stdout.write(json.dumps({"before": before, "after": after}) + "\n")
 
 
 if __name__ == "__main__":
