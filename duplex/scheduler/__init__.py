@@ -1,0 +1,1 @@
+"""The deadline scheduler: one thread owns the device and steps every call in one batched tick."""
