@@ -64,7 +64,8 @@ class FakeEar:
         while len(audio) >= WINDOW_PTS:
             window, audio = audio[:WINDOW_PTS], audio[WINDOW_PTS:]
             self.pts += WINDOW_PTS
-            self.on_window(Window(self.pts, window[:512], 0.95 if np.abs(window).max() > 0.01 else 0.01, -20.0))
+            voiced = np.abs(window).max() > 0.01
+            self.on_window(Window(self.pts, window[:512], *((0.95, -20.0) if voiced else (0.01, -60.0))))
         self.pending = [audio]
 
     def close(self) -> None: ...
@@ -79,7 +80,7 @@ class FakeStream:
     def push(self, samples: np.ndarray) -> None:
         self.pushed += len(samples)
 
-    def request(self, kind: str, request_id: int) -> None:
+    def request(self, kind: str, request_id: int, *, commands: bool = False) -> None:
         self.asked.append((kind, request_id))
 
     def answer(self, text: str, **more: Any) -> None:
@@ -563,3 +564,43 @@ def test_words_that_are_given_are_said_without_thinking() -> None:
     utterance.speak()
     bench.collect()
     assert [end.reply_id for end in bench.of(ReplyEnd)] == ["resp_1"]
+
+
+def test_words_heard_better_begin_the_reply_anew_while_nothing_of_it_was_said() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.06, voice=False)
+    bench.command(BeginReply("r1", ()))
+    bench.stream.answer("The capital of friend")
+    bench.collect()
+    assert bench.session._predictor._stretch is not None
+    bench.session._predictor._stretch.sound_pts = bench.pts
+    bench.hear(0.1, voice=False)
+    bench.stream.answer("The capital of France?")
+    bench.collect()
+    asked = [request.messages[-1].text for request, _ in bench.thinker.thoughts]
+    assert asked == ["The capital of friend", "The capital of France?"]
+    first, second = (thought for _, thought in bench.thinker.thoughts)
+    assert first.cancelled
+    assert bench.talker.utterances[0].cancelled
+    second.text("Paris. ")
+    second.done("stop", Usage())
+    bench.talker.utterances[1].speak()
+    bench.collect()
+    assert "".join(e.delta for e in bench.of(ReplyText)) == "Paris. "
+    assert len(bench.of(ReplyEnd)) == 1
+
+
+def test_a_reply_that_was_begun_to_be_said_goes_on() -> None:
+    bench = Bench()
+    bench.hear(1.0, voice=True).hear(0.06, voice=False)
+    bench.command(BeginReply("r1", ()))
+    bench.stream.answer("The capital of friend")
+    bench.collect()
+    bench.thinker.thoughts[0][1].text("Your friend lives in town. ")
+    assert bench.session._predictor._stretch is not None
+    bench.session._predictor._stretch.sound_pts = bench.pts
+    bench.hear(0.1, voice=False)
+    bench.stream.answer("The capital of France?")
+    bench.collect()
+    assert len(bench.thinker.thoughts) == 1
+    assert not bench.talker.utterances[0].cancelled

@@ -20,12 +20,15 @@ def test_not_encouragement(text: str) -> None:
     assert not is_backchannel(text)
 
 
-@pytest.mark.parametrize("text", ["Stop.", "Wait, wait.", "Hold on a second.", "No, not that one.", "Excuse me?"])
+@pytest.mark.parametrize(
+    "text",
+    ["Stop.", "Wait, wait.", "Hold on a second.", "No, not that one.", "Excuse me?", "Please stop.", "Oh, wait."],
+)
 def test_orders_to_stop(text: str) -> None:
     assert says_stop(text)
 
 
-@pytest.mark.parametrize("text", ["", "Where does the bus stop?", "I know.", "Okay."])
+@pytest.mark.parametrize("text", ["", "Where does the bus stop?", "I know.", "Okay.", "Oh no.", "Please go on."])
 def test_not_orders_to_stop(text: str) -> None:
     assert not says_stop(text)
 

@@ -48,13 +48,15 @@ class Puppet:
         self.deaf = False  # finishes although it is told to stop
 
     class Call:
-        def __init__(self, samples: Samples16k, draft: Sequence[int], abort: Abort) -> None:
-            self.samples, self.draft, self.abort = samples, tuple(draft), abort
+        def __init__(self, samples: Samples16k, draft: Sequence[int], abort: Abort, commands: bool) -> None:
+            self.samples, self.draft, self.abort, self.commands = samples, tuple(draft), abort, commands
             self.go = threading.Event()
             self.fault: Exception | None = None
 
-    def recognize(self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort) -> Recognition:
-        call = Puppet.Call(samples_16k, draft, abort)
+    def recognize(
+        self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort, *, commands: bool
+    ) -> Recognition:
+        call = Puppet.Call(samples_16k, draft, abort, commands)
         if not self.deaf:
             abort.on_ask(call.go.set)
         self.started.put(call)

@@ -296,3 +296,43 @@ def test_patience_has_an_end_and_wears_off() -> None:
     for _ in range(20):
         patience.went_well()
     assert patience.factor == pytest.approx(1.0, abs=0.05)
+
+
+def finals(listening: Listening) -> list[float]:
+    return [at for at, ask in listening.asks if ask is Ask.FINAL]
+
+
+def test_a_faint_sound_after_the_voice_has_the_words_asked_for_once_more() -> None:
+    listening = Listening().feed(0.5, 0.02, -60.0).voice(1.0).feed(0.032, 0.02, -60.0)
+    assert len(finals(listening)) == 1
+    listening.feed(0.064, 0.02, -45.0)  # "… France": its last sound has no voice
+    assert len(finals(listening)) == 1, "it goes on, so its end is still to come"
+    listening.feed(0.32, 0.02, -60.0)
+    assert len(finals(listening)) == 2
+    listening.feed(0.064, 0.02, -45.0).feed(0.32, 0.02, -60.0)
+    assert len(finals(listening)) == 2, "once a pause"
+
+
+def test_a_quiet_room_is_no_sound() -> None:
+    listening = Listening().feed(0.5, 0.02, -50.0).voice(1.0).feed(0.4, 0.02, -48.0)
+    assert len(finals(listening)) == 1
+
+
+def test_words_heard_better_are_asked_about_again() -> None:
+    listening = Listening().feed(0.5, 0.02, -60.0).voice(1.0).feed(0.3, 0.02, -60.0).words("Where is my friend?")
+    listening.feed(0.032, 0.02, -60.0)
+    assert [ask for _, ask in listening.asks].count(Ask.EXPECTATION) == 1
+    listening.predictor.expectation(0.1, listening.pts)
+    listening.words("where is my friend").feed(0.032, 0.02, -60.0)
+    assert [ask for _, ask in listening.asks].count(Ask.EXPECTATION) == 1, "the same words"
+    listening.words("Where is France?").feed(0.032, 0.02, -60.0)
+    assert [ask for _, ask in listening.asks].count(Ask.EXPECTATION) == 2
+    pause = listening.predictor.pause()
+    assert pause is not None
+    assert pause.expected is None
+
+
+def test_over_us_one_window_of_a_sure_voice_is_enough_and_an_unsure_one_is_not() -> None:
+    assert over_us().feed(0.032, 0.95).users[-1] is User.SPEAKING
+    assert over_us().feed(0.032, 0.7).users[-1] is User.IDLE
+    assert Listening().feed(0.032, 0.95).users[-1] is User.IDLE

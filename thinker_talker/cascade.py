@@ -56,7 +56,7 @@ from duplex.agent import (
 )
 from duplex.clock import Clock
 from duplex.config import validated
-from duplex.conversation import Message, Role
+from duplex.conversation import Message
 from duplex.errors import AgentFaultError, AgentFullError
 from duplex.frames import SAMPLE_RATE_HZ, Image, Samples
 from duplex.turn import Floor, User
@@ -68,15 +68,15 @@ from .ear import Window
 from .encouragement import Encouragement
 from .engines import Engines, load_engines, voices_of
 from .intonation import pitch_hz
-from .lexicon import only_says_stop
+from .lexicon import only_says_stop, words_of
 from .listener import Transcript
 from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
+from .prompt import prompt
 from .reply_work import ReplyWork
 from .turn_options import TurnOptions
 
 _PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
 _PROSODY_WINDOWS = 250  # 8 s
-_WORTH_REMEMBERING_WORDS = 3  # a small model that is shown "I'm glad —" says it again
 
 
 def load(options: Mapping[str, Any]) -> Agent:
@@ -170,6 +170,7 @@ class CascadeSession:
         self._awaiting_from_pts = 0
         self._awaiting_since_s = 0.0
         self._waiting_reply: BeginReply | None = None  # to begin when the words are there
+        self._begun: BeginReply | None = None  # the one being made to the open turn
         self._works: dict[str, ReplyWork] = {}
         self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
         self._history: tuple[Message, ...] = ()  # as of the last reply, for reading ahead
@@ -346,9 +347,9 @@ class CascadeSession:
         self._asked_pts[self._last_request] = self._pts
         if ask is Ask.FINAL:
             out.append(Mark("listener_asked", self._clock.now()))
-            self._stream.request("final", self._last_request)
+            self._stream.request("final", self._last_request, commands=self._predictor.over_us)
         else:
-            self._stream.request("partial", self._last_request)
+            self._stream.request("partial", self._last_request, commands=self._predictor.over_us)
 
     def _understand(self, transcript: Transcript, out: list[AgentEvent]) -> None:
         asked_pts = self._asked_pts.pop(transcript.request_id, None)
@@ -372,8 +373,11 @@ class CascadeSession:
                 self._read_ahead(self._partial)
         settles = self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
         if settles:
+            misheard = self._final is not None and words_of(self._final) != words_of(self._partial)
             self._final = self._partial
             out.append(Mark("listener_done", self._clock.now()))
+            if misheard:
+                self._think_again()
             if self._waiting_reply is not None:
                 waiting, self._waiting_reply = self._waiting_reply, None
                 self._begin(waiting)
@@ -385,7 +389,7 @@ class CascadeSession:
     # --- turns -----------------------------------------------------------------------------------
 
     def _commit(self, turn_id: str) -> None:
-        voiced_pts = self._predictor.last_voiced_pts
+        voiced_pts, over_us = self._predictor.last_voiced_pts, self._predictor.over_us
         self._predictor.committed()
         self._listening = False
         self._awaiting_since_s = self._clock.now()
@@ -396,7 +400,7 @@ class CascadeSession:
         if not any(pts >= self._awaiting_from_pts for pts in self._asked_pts.values()):
             self._last_request += 1
             self._asked_pts[self._last_request] = self._pts
-            self._stream.request("final", self._last_request)
+            self._stream.request("final", self._last_request, commands=over_us)
 
     def _do_without_words(self, turn_id: str) -> None:
         limit_s = self._options.listener_limit_s
@@ -417,10 +421,12 @@ class CascadeSession:
         if self._waiting_reply is not None:
             waiting, self._waiting_reply = self._waiting_reply, None
             self._start(waiting, text)
+        self._begun = None
 
     def _forget(self) -> None:
         self._predictor.forget()
         self._listening = False
+        self._begun = None
         self._final, self._partial = None, ""
         self._stream.reset()
         self._asked_pts.clear()
@@ -438,6 +444,13 @@ class CascadeSession:
         else:
             self._waiting_reply = command
 
+    def _think_again(self) -> None:
+        """The pause's words are other ones after all: the reply to them begins anew, if nothing of it was said yet."""
+        begun = self._begun
+        if begun is not None and (work := self._works.get(begun.reply_id)) is not None and work.withdraw():
+            del self._works[begun.reply_id]
+            self._start(begun, self._final)
+
     def _start(self, command: BeginReply, said: str | None) -> None:
         if said is not None and (not said or only_says_stop(said)):  # nothing to answer, or no answer wanted
             self._post(ReplyEnd(command.reply_id))
@@ -449,6 +462,7 @@ class CascadeSession:
         if command.say is not None:
             work.say(talker, command.say)
             return
+        self._begun = None if said is None else command
         request = th.ThinkRequest(
             self._prompt(command.history, said, command.instructions),
             max_tokens=self._options.max_reply_tokens,
@@ -459,35 +473,11 @@ class CascadeSession:
     def _prompt(
         self, history: Sequence[Message], said: str | None, instructions: str | None = None
     ) -> tuple[th.Message, ...]:
-        """System prompt, what was said and heard so far, and the open turn's words with the newest pictures."""
         system = instructions or self._settings.instructions or self._options.instructions
-        messages = [th.Message("system", system)]
-        for message in history:
-            if message.cut_off and len(message.text.split()) < _WORTH_REMEMBERING_WORDS:
-                continue
-            text = f"{message.text} —" if message.cut_off else message.text
-            messages.append(th.Message(_ROLES[message.role], text, message.images))
-            if message.unheard and self._options.tell_unheard:
-                messages.append(th.Message("system", _UNHEARD.format(_first_words(message.unheard))))
-        if said is not None:
-            pictures: tuple[Image, ...] = ()
-            if self._engines.thinker.takes_images and self._options.images_per_prompt:
-                pictures = tuple(self._images)
-            messages.append(th.Message("user", said, pictures))
-        return tuple(messages)
+        sees = self._engines.thinker.takes_images and self._options.images_per_prompt
+        pictures = tuple(self._images) if sees else ()
+        return prompt(system, history, said, pictures, tell_unheard=self._options.tell_unheard)
 
     def _read_ahead(self, said: str) -> None:
         """Lets the thinker read what the next prompt will begin with, while nobody waits for it."""
         self._thinker.prefill(self._prompt(self._history, said or None))
-
-
-_UNHEARD = "The user interrupted you and did not hear the rest: {}"
-_UNHEARD_WORDS = 40
-
-
-def _first_words(text: str) -> str:
-    words = text.split()
-    return " ".join(words[:_UNHEARD_WORDS]) + (" …" if len(words) > _UNHEARD_WORDS else "")
-
-
-_ROLES: Mapping[Role, th.Role] = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}

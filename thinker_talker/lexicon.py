@@ -14,7 +14,8 @@ BACKCHANNEL_PHRASES = frozenset(
 )
 
 STOP_WORDS = frozenset("stop wait no hold quiet enough pause cancel shush silence".split())
-STOP_PHRASES = frozenset(("hold on", "hang on", "shut up", "be quiet", "one moment", "just a second", "excuse me"))
+STOP_PHRASES = frozenset("hold on|hang on|shut up|be quiet|one moment|just a second|excuse me|that's enough".split("|"))
+_BEFORE_STOP = frozenset("please oh okay ok sorry hey".split())
 
 _AROUND_STOP = frozenset(
     "a an and be can could could've enough for here hang it just me minute moment now oh ok okay on one please right "
@@ -61,19 +62,25 @@ def is_backchannel(text: str) -> bool:
 
 
 def says_stop(text: str) -> bool:
-    """The person tells us to stop: a stop word or phrase first, or alone."""
-    words = words_of(text)
+    """The person tells us to stop: a stop word or phrase first (after "please" or the like), or alone."""
+    words, stops = words_of(text), STOP_WORDS
+    while words and words[0] in _BEFORE_STOP:
+        del words[0]
+        stops = STOP_WORDS - {"no"}  # "oh no" is sympathy
     if not words:
         return False
-    return words[0] in STOP_WORDS or " ".join(words[:2]) in STOP_PHRASES or " ".join(words[:3]) in STOP_PHRASES
+    return words[0] in stops or " ".join(words[:2]) in STOP_PHRASES or " ".join(words[:3]) in STOP_PHRASES
 
 
 def only_says_stop(text: str) -> bool:
-    """A command to be silent and nothing else: "Stop.", "Wait a second, please." An answer is not wanted."""
+    """A command to be silent and nothing else: "Stop.", "Wait a second, please." An answer is not wanted.
+
+    "Enough." alone may answer a question of ours, so it is none.
+    """
     words = words_of(text)
     commands = STOP_WORDS - {"no", "enough"}
     said = any(word in commands for word in words) or any(
-        " ".join(words[at : at + 2]) in STOP_PHRASES for at in range(len(words))
+        " ".join(words[at : at + n]) in STOP_PHRASES for at in range(len(words)) for n in (2, 3)
     )
     return said and all(word in commands or word in _AROUND_STOP for word in words)
 

@@ -56,8 +56,10 @@ class ListenerStream(Protocol):
         """Appends audio (float32[n], copied) to the current utterance."""
         ...
 
-    def request(self, kind: Kind, request_id: int) -> None:
+    def request(self, kind: Kind, request_id: int, *, commands: bool = False) -> None:
         """Asks for a transcript of everything pushed so far.
+
+        ``commands``: a command to stop is to be expected, and what is nearly one is taken for it.
 
         A final is always answered, before any partial of any session; a partial gives way to a newer
         request of the same stream, and is then not answered.

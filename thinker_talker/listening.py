@@ -81,8 +81,10 @@ class Abort:
 class Recognizer(Protocol):
     """A speech model. Safe from several threads at once."""
 
-    def recognize(self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort) -> Recognition:
+    def recognize(self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort, *, commands: bool) -> Recognition:
         """Text of ``samples_16k`` (float32[n]). ``draft`` is a guess at its tokens, which may only speed it up.
+
+        ``commands``: what is nearly a command to stop (:mod:`.phrase_hints`) is taken for it.
 
         Raises :class:`Aborted` soon after ``abort`` is asked.
         """
@@ -99,6 +101,7 @@ class _Job:
     request_id: int | None  # None: upkeep, not answered
     end: int  # position in the utterance that the answer covers
     requested_s: float
+    commands: bool = False
     abort: Abort = field(default_factory=Abort)
 
 
@@ -271,7 +274,9 @@ class ThreadedListener:
             voiced = voiced_span(levels_db[: cut // FRAME_SAMPLES])
             piece = EMPTY
             if voiced is not None:
-                piece = self._recognizer.recognize(trimmed(samples[:cut], voiced), draft, job.abort)
+                piece = self._recognizer.recognize(
+                    trimmed(samples[:cut], voiced), draft, job.abort, commands=job.commands
+                )
             with stream._lock:
                 utterance.commit(start + cut, piece)
         if span is None:
@@ -282,7 +287,7 @@ class ThreadedListener:
         with stream._lock:
             tail = utterance.known(position, job.end)
         if tail is None:
-            tail = self._recognizer.recognize(trimmed(samples, span), draft, job.abort)
+            tail = self._recognizer.recognize(trimmed(samples, span), draft, job.abort, commands=job.commands)
         with stream._lock:
             utterance.learn(position, job.end, tail)
             utterance.drop_silence(until=position.start)
@@ -312,11 +317,11 @@ class _Stream:
         if due:
             self._engine._submit(_Job(self, utterance, "partial", None, end, self._engine._now()))
 
-    def request(self, kind: Kind, request_id: int) -> None:
+    def request(self, kind: Kind, request_id: int, *, commands: bool = False) -> None:
         with self._lock:
             utterance = self._open_utterance()
             end = self._cared_for = utterance.end
-        self._engine._submit(_Job(self, utterance, kind, request_id, end, self._engine._now()))
+        self._engine._submit(_Job(self, utterance, kind, request_id, end, self._engine._now(), commands))
 
     @property
     def lost_samples(self) -> int:

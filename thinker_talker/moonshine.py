@@ -29,6 +29,7 @@ from duplex.errors import WeightsCorruptError, WeightsMissingError
 from .listener import LISTENER_RATE_HZ, Samples16k
 from .listening import Abort, Aborted, ThreadedListener
 from .onnx_session import import_onnxruntime, open_session
+from .phrase_hints import COMMANDS, LONGEST_S, MOST_WORDS, nearly, tokenized
 from .utterance import EMPTY, CutPolicy, Recognition
 
 _START, _END = 1, 2
@@ -54,6 +55,7 @@ class MoonshineModel:
         self._cross_cache = [name for name in outputs if ".encoder." in name]  # fixed after the first step
         if len(self._own_cache) != 12 or len(self._cross_cache) != 12:
             raise WeightsCorruptError(f"{directory} is not Moonshine Tiny. Run: duplex models verify")
+        self._commands = tuple(tokenized(command, self._vocabulary) for command in COMMANDS)
         ort = import_onnxruntime()
         self._value: Callable[[npt.NDArray[Any]], Any] = ort.OrtValue.ortvalue_from_numpy
         self._run_options: Callable[[], Any] = ort.RunOptions
@@ -64,8 +66,16 @@ class MoonshineModel:
         for seconds in (1, 3):
             self.recognize(noise[: seconds * LISTENER_RATE_HZ])
 
-    def recognize(self, samples_16k: Samples16k, draft: Sequence[int] = (), abort: Abort | None = None) -> Recognition:
+    def recognize(
+        self,
+        samples_16k: Samples16k,
+        draft: Sequence[int] = (),
+        abort: Abort | None = None,
+        *,
+        commands: bool = False,
+    ) -> Recognition:
         """Text of ``samples_16k`` (float32[n], best under 20 s, some silence at its end). See :class:`Recognizer`."""
+        short = len(samples_16k) <= LONGEST_S * LISTENER_RATE_HZ
         if len(samples_16k) < _MIN_SAMPLES:
             samples_16k = np.pad(samples_16k, (0, _MIN_SAMPLES - len(samples_16k)))
         abort = abort or Abort()
@@ -74,7 +84,17 @@ class MoonshineModel:
         abort.on_ask(lambda: setattr(options, "terminate", True))
         tokens: list[int] = []
         try:
-            logprob, steps = self._decode(samples_16k, list(draft), tokens, options)
+            heard = self._encoded(samples_16k, options)
+            logprob, steps, first = self._decode(heard, len(samples_16k), list(draft), tokens, options)
+            if commands and short and len(self.text(tokens).split()) <= MOST_WORDS:
+                meant = nearly(
+                    logprob,
+                    self._commands,
+                    lambda token: _log_softmax_at(first, token),
+                    lambda phrase: self._logprob(heard, phrase, options),
+                )
+                if meant is not None:
+                    tokens, logprob, steps = list(meant[0]), meant[1], len(meant[0]) + 1
         except Exception:
             if abort.asked:  # onnxruntime raises a plain Fail when it is told to terminate
                 raise Aborted(tokens) from None
@@ -91,8 +111,8 @@ class MoonshineModel:
         pieces = b"".join(self._vocabulary[token] for token in tokens)
         return re.sub(r"[�♪♫🎵🎶]", "", pieces.decode("utf-8", errors="replace").replace("▁", " ")).strip()
 
-    def _decode(self, samples: Samples16k, draft: list[int], tokens: list[int], options: Any) -> tuple[float, int]:
-        """Appends to ``tokens`` as they are found; returns their summed log-probability and the steps it spans."""
+    def _encoded(self, samples: Samples16k, options: Any) -> dict[str, Any]:
+        """What the decoder is fed with in its first step, but for the tokens."""
         audio = np.ascontiguousarray(samples[np.newaxis], dtype=np.float32)
         mask = self._value(np.ones(audio.shape, dtype=np.int64))
         encoded = self._encoder.run_with_ort_values(
@@ -102,9 +122,24 @@ class MoonshineModel:
         for names, length in ((self._own_cache, 0), (self._cross_cache, 1)):  # not read in the first step
             empty = self._value(np.zeros((1, _HEADS, length, _HEAD_WIDTH), dtype=np.float32))
             feed.update({_as_input(name): empty for name in names})
+        return feed
 
-        limit = math.ceil(len(samples) / LISTENER_RATE_HZ * _TOKENS_PER_S)
+    def _logprob(self, heard: dict[str, Any], tokens: Sequence[int], options: Any) -> float:
+        """Log-probability of exactly these tokens, in one step."""
+        given = self._value(np.array([[_START, *tokens]], dtype=np.int64))
+        feed = {**heard, "input_ids": given, "use_cache_branch": self._value(np.array([False]))}
+        logits = self._decoder.run_with_ort_values(["logits"], feed, options)[0].numpy()[0]
+        return sum(_log_softmax_at(logits[i], token) for i, token in enumerate([*tokens, _END]))
+
+    def _decode(
+        self, heard: dict[str, Any], n_samples: int, draft: list[int], tokens: list[int], options: Any
+    ) -> tuple[float, int, npt.NDArray[np.float32]]:
+        """Appends to ``tokens`` as they are found; returns their summed log-probability, the steps it spans, and the
+        first step's logits."""
+        feed = dict(heard)
+        limit = math.ceil(n_samples / LISTENER_RATE_HZ * _TOKENS_PER_S)
         logprob, steps, cached = 0.0, 0, 0
+        first: npt.NDArray[np.float32] | None = None
         aligned, rest = True, draft  # rest: what is left of the draft; aligned: it is what comes next
         while len(tokens) < limit:
             last = tokens[-1] if tokens else _START
@@ -114,24 +149,26 @@ class MoonshineModel:
             names = ["logits", *self._own_cache, *(() if cached else self._cross_cache)]
             outputs = dict(zip(names, self._decoder.run_with_ort_values(names, feed, options), strict=True))
             logits = outputs.pop("logits").numpy()[0]  # float32[1 + len(guess), 32768]
+            first = logits[0] if first is None else first
             written = logits.argmax(axis=-1).tolist()
             kept = next((i for i, token in enumerate(guess) if written[i] != token), len(guess))
             for i, token in enumerate(written[: kept + 1]):
                 logprob += _log_softmax_at(logits[i], token)
                 steps += 1
                 if token == _END:
-                    return logprob, steps
+                    return logprob, steps, first
                 tokens.append(token)
             if looped := repeated_tail(tokens):
                 del tokens[-looped:]
-                return logprob, steps
+                return logprob, steps, first
             cached += 1 + kept
             for name, value in outputs.items():
                 if kept < len(guess) and name in self._own_cache:  # forget the tokens that were refused
                     value = self._value(np.ascontiguousarray(value.numpy()[:, :, :cached]))
                 feed[_as_input(name)] = value
             aligned, rest = realigned(rest[kept:], tokens[-1])
-        return logprob, steps
+        assert first is not None  # the limit is never under one token
+        return logprob, steps, first
 
 
 class MoonshineListener(ThreadedListener):

@@ -28,8 +28,8 @@ from duplex.turn import Floor, User
 
 from .evidence import Overlap, Pause, completeness, overlap_logits, sigmoid, silence_needed_s, softmax
 from .intonation import PitchContour
-from .lexicon import is_hanging
-from .loudness import UsualLevel
+from .lexicon import is_hanging, words_of
+from .loudness import NoiseFloor, UsualLevel
 from .patience import Patience
 from .turn_options import TurnOptions
 
@@ -100,6 +100,8 @@ class _Stretch:
     expected: float | None = None  # for the current pause's words
     expectation_asked: bool = False
     final_asked: bool = False
+    sound_pts: int | None = None  # a sound without voice after the words were asked for: the faint end of the last one
+    final_again: bool = False
     last_partial_pts: int = 0
     interrupting: bool = False
     pitch: PitchContour = field(default_factory=PitchContour)
@@ -125,6 +127,7 @@ class TurnPredictor:
     evidence: dict[str, float] = field(default_factory=dict)
     usual: UsualLevel = field(default_factory=UsualLevel)
     patience: Patience = field(default_factory=Patience)
+    noise: NoiseFloor = field(default_factory=NoiseFloor)
     _stretch: _Stretch | None = None
     _onset: int = 0  # samples of voice not yet counted as speech
     _pts: int = 0
@@ -145,7 +148,14 @@ class TurnPredictor:
                 self.voice = False
                 assert self._stretch is not None
                 self.edges.append((Edge.STOPPED, self._stretch.last_voiced_pts))
+            self._unvoiced(heard.level_dbfs)
         return self.review(ours)
+
+    def _unvoiced(self, level_dbfs: float) -> None:
+        stretch = self._stretch
+        if stretch is not None and stretch.final_asked and not stretch.final_again and self.noise.sounds(level_dbfs):
+            stretch.sound_pts = self._pts
+        self.noise.hear(level_dbfs)
 
     def _is_voiced(self, heard: HeardWindow, ours: OurSide) -> bool:
         o, stretch = self.options, self._stretch
@@ -170,7 +180,8 @@ class TurnPredictor:
         stretch = self._stretch
         if not self.voice:
             self._onset += heard.n_samples
-            if self._onset < _samples(self.options.onset_s) - 1:
+            sure = ours.speaking and heard.probability >= self.options.overlap_sure
+            if self._onset < _samples(self.options.onset_s) - 1 and not sure:
                 return
             self.voice = True
             start = heard.end_pts - self._onset
@@ -180,6 +191,7 @@ class TurnPredictor:
             else:
                 stretch.final_text = stretch.prosody = stretch.expected = None
                 stretch.prosody_asked, stretch.final_asked, stretch.expectation_asked = 0, False, False
+                stretch.sound_pts, stretch.final_again = None, False
                 self.edges.append((Edge.STARTED, start))
             stretch.voiced_samples += self._onset - heard.n_samples
             self._onset = 0
@@ -219,6 +231,8 @@ class TurnPredictor:
         stretch.confidence = confidence
         settles = final and not self.voice and asked_pts >= stretch.last_voiced_pts
         if settles:
+            if words_of(text) != words_of(stretch.final_text or ""):
+                stretch.expected, stretch.expectation_asked = None, False
             stretch.final_text = text
         return settles
 
@@ -280,6 +294,9 @@ class TurnPredictor:
     def _ask_final(self, stretch: _Stretch) -> None:
         if not stretch.final_asked:
             stretch.final_asked = True
+            self.asks.append(Ask.FINAL)
+        elif stretch.sound_pts is not None and self._pts > stretch.sound_pts and not stretch.final_again:
+            stretch.final_again = True
             self.asks.append(Ask.FINAL)
 
     def _ask_prosody(self, stretch: _Stretch, quiet_s: float) -> bool:
@@ -349,6 +366,11 @@ class TurnPredictor:
         return self._stretch is not None
 
     @property
+    def over_us(self) -> bool:
+        """The stretch began over our own voice."""
+        return self._stretch is not None and self._stretch.overlap
+
+    @property
     def voiced_s(self) -> float:
         """Voice in the open turn or overlap."""
         return 0.0 if self._stretch is None else self._stretch.voiced_s
@@ -413,6 +435,7 @@ class TurnPredictor:
         self.evidence = {}
         self.usual.reset()
         self.patience.reset()
+        self.noise.reset()
         self._overlap = {}
         self._pts = 0
 

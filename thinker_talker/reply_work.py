@@ -7,6 +7,7 @@ talker's threads; each hands finished agent events to ``post`` and returns.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from duplex.agent import AgentEvent, Mark, ReplyAudio, ReplyEnd, ReplyText
@@ -28,6 +29,8 @@ class ReplyWork:
         self._thought: Thought | None = None
         self._utterance: Utterance | None = None
         self._said_clause = self._heard_token = self._spoke = False
+        self._lock = threading.Lock()
+        self._withdrawn = self._over = False
         self._error: DuplexError | None = None
 
     def start(self, thinker: ThinkerSession, talker: Talker, request: ThinkRequest) -> None:
@@ -42,6 +45,15 @@ class ReplyWork:
             if self._error is None:  # too long a text is said as far as it fits
                 self._say(clause)
         self._end_utterance()
+
+    def withdraw(self) -> bool:
+        """Cancels it, unless something of it was said already. True: nothing was and will be posted but marks."""
+        with self._lock:
+            if self._said_clause or self._over:
+                return False
+            self._withdrawn = True
+        self.cancel()
+        return True
 
     def cancel(self) -> None:
         """Stops both. After this returns nothing more is posted."""
@@ -70,8 +82,11 @@ class ReplyWork:
 
     def _say(self, clause: str) -> None:
         assert self._utterance is not None
-        if not self._said_clause:
-            self._said_clause = True
+        with self._lock:
+            if self._withdrawn:
+                return
+            first, self._said_clause = not self._said_clause, True
+        if first:
             self._mark("thinker_first_clause")
             self._mark("talker_asked")
         self._post(ReplyText(self.reply_id, clause))
@@ -98,6 +113,10 @@ class ReplyWork:
     def finished(self, error: DuplexError | None = None) -> None:
         if error is not None and self._thought is not None:
             self._thought.cancel()
+        with self._lock:
+            if self._withdrawn:
+                return
+            self._over = True
         self._post(ReplyEnd(self.reply_id, error or self._error))
 
     def _mark(self, name: str) -> None:
