@@ -586,7 +586,7 @@ def test_words_heard_better_begin_the_reply_anew_while_nothing_of_it_was_said() 
     second.done("stop", Usage())
     bench.talker.utterances[1].speak()
     bench.collect()
-    assert "".join(e.delta for e in bench.of(ReplyText)) == "Paris. "
+    assert "".join(e.delta for e in bench.of(ReplyText)) == "Paris."
     assert len(bench.of(ReplyEnd)) == 1
 
 
