@@ -98,7 +98,7 @@ class Heard:
     windows: list[HeardWindow]
     samples_16k: Samples
     _prosody: dict[tuple[int, int], float] = field(default_factory=dict)
-    _words: dict[tuple[int, int], str] = field(default_factory=dict)
+    _words: dict[tuple[int, int, bool], str] = field(default_factory=dict)
     _expected: dict[str, float] = field(default_factory=dict)
 
     def prosody(self, from_pts: int, to_pts: int) -> float:
@@ -107,10 +107,10 @@ class Heard:
             self._prosody[key] = self.models.prosody.probability_complete(self._between(*key))
         return self._prosody[key]
 
-    def words(self, from_pts: int, to_pts: int) -> str:
-        key = (from_pts, to_pts)
+    def words(self, from_pts: int, to_pts: int, *, commands: bool = False) -> str:
+        key = (from_pts, to_pts, commands)
         if key not in self._words:
-            recognised = self.models.listener.recognize(self._between(*key))
+            recognised = self.models.listener.recognize(self._between(from_pts, to_pts), commands=commands)
             self._words[key] = self.models.listener.text(recognised.tokens)
         return self._words[key]
 
@@ -208,7 +208,7 @@ def judge_overlap(heard: Heard, options: TurnOptions) -> Verdict:
         for answer in [answer for answer in due if answer[0] <= window.end_pts]:
             due.remove(answer)
             _, ask, from_pts, to_pts = answer
-            words = heard.words(from_pts, to_pts)
+            words = heard.words(from_pts, to_pts, commands=True)
             predictor.transcript(words, 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
             states.append(predictor.review(speaking))
         due += [

@@ -12,7 +12,7 @@ from duplex.benchmarks.turns.material import Material
 from duplex.frames import SAMPLE_RATE_HZ
 from duplex.thinker_talker.lexicon import only_says_stop, says_stop
 from duplex.thinker_talker.moonshine import MoonshineModel
-from duplex.thinker_talker.phrase_hints import BIAS_NATS, COMMANDS, nearly, tokenized
+from duplex.thinker_talker.phrase_hints import BIAS_NATS, COMMANDS, may_be_command, nearly, tokenized
 from duplex.weights import ModelStore
 
 VOCABULARY = [b"", "▁".encode(), b"S", b"t", b"o", b"p", b".", "▁Stop".encode(), b"."]
@@ -46,6 +46,13 @@ def test_the_likeliest_is_taken_and_an_unlikely_beginning_is_not_looked_at() -> 
     first = {1: -0.5, 4: -20.0}
     assert nearly(-2.0, [(1, 2), (4, 5), (1, 3)], first.__getitem__, logprob) == ((1, 3), -2.5)
     assert looked_at == [(1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "may_be"), [("Clyde, please.", True), ("", True), ("Huh?", False), ("I think so too.", False)]
+)
+def test_encouragement_and_sentences_are_left_alone(text: str, may_be: bool) -> None:
+    assert may_be_command(text) == may_be
 
 
 def test_every_command_is_a_command_to_the_lexicon() -> None:

@@ -29,7 +29,7 @@ from duplex.errors import WeightsCorruptError, WeightsMissingError
 from .listener import LISTENER_RATE_HZ, Samples16k
 from .listening import Abort, Aborted, ThreadedListener
 from .onnx_session import import_onnxruntime, open_session
-from .phrase_hints import COMMANDS, LONGEST_S, MOST_WORDS, nearly, tokenized
+from .phrase_hints import COMMANDS, LONGEST_S, may_be_command, nearly, tokenized
 from .utterance import EMPTY, CutPolicy, Recognition
 
 _START, _END = 1, 2
@@ -86,7 +86,7 @@ class MoonshineModel:
         try:
             heard = self._encoded(samples_16k, options)
             logprob, steps, first = self._decode(heard, len(samples_16k), list(draft), tokens, options)
-            if commands and short and len(self.text(tokens).split()) <= MOST_WORDS:
+            if commands and short and may_be_command(self.text(tokens)):
                 meant = nearly(
                     logprob,
                     self._commands,

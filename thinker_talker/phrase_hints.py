@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .lexicon import is_backchannel
+
 BIAS_NATS = 3.0  # between 1 and 5 the tuning voices give the same
 LONGEST_S = 1.9  # of audio, with the quiet around it: a longer one is no bare command ...
-MOST_WORDS = 3  # ... and neither is one of more words
+_MOST_WORDS = 3  # ... and neither is one of more words
 
 COMMANDS = (
     "Stop.",
@@ -36,6 +38,11 @@ COMMANDS = (
     "One moment.",
     "Just a second.",
 )
+
+
+def may_be_command(text: str) -> bool:
+    """Whether what was written is short enough, and no encouragement: to take that for an order costs the reply."""
+    return len(text.split()) <= _MOST_WORDS and not is_backchannel(text)
 
 
 def tokenized(phrase: str, vocabulary: Sequence[bytes]) -> tuple[int, ...]:

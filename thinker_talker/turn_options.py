@@ -74,7 +74,7 @@ class TurnOptions(Settings):
     interrupt_s: float = Field(0.8, gt=0, description="voice over ours that interrupts whatever it says")
     interrupt_words: int = Field(2, ge=1, description="words of content over ours that interrupt")
     backchannel_s: float = Field(0.6, gt=0, description="wordless overlap up to this long was encouragement")
-    decide_s: float = Field(0.25, gt=0, description="quiet after an overlap until it is judged")
+    decide_s: float = Field(0.16, gt=0, description="quiet after an overlap until it is judged")
     decide_limit_s: float = Field(0.7, gt=0, description="judged by its length if its words are not there by then")
     echo_threshold: float = Field(
         0.4, gt=0, le=1, description="a window of which our own voice explains this share is echo"
