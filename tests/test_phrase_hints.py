@@ -76,7 +76,7 @@ def test_near_ties_become_commands_and_nothing_else_does(model: MoonshineModel) 
     material = Material("tuning", ())
     voices = material.voices
     orders = [
-        material.say(text, 0, voice).samples for voice in voices for text in ("Quiet, please.", "Stop it.", "Shut up.")
+        material.say(text, 0, voice).samples for voice in voices for text in ("Quiet, please.", "Stop it.", "Enough.")
     ]
     plain, hinted = ([heard(model, order, commands=c) in COMMANDS for order in orders] for c in (False, True))
     assert sum(hinted) >= sum(plain) + 3

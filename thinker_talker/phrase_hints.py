@@ -1,10 +1,10 @@
 """Phrases that are to be expected: a short utterance that is nearly one of them is taken for it.
 
 "Stop." said over somebody is short, without context, and often a near tie for a small speech model ("Quiet, please."
-and "Clyde, please." were 1.2 nats apart, "Shut up." and "Short-up." 0.5). Where such a phrase would matter, what the
-model wrote is therefore compared with what it thinks of the phrases ("shallow contextual biasing"; Zhao et al. 2019
-do so inside the beam). On the tuning voices, of 30 commands 16 were written down right, and 25 with hints; none of 85
-backchannels and questions became a command.
+and "Clyde, please." were 1.2 nats apart). Where such a phrase would matter, what the model wrote is therefore compared
+with what it thinks of the phrases ("shallow contextual biasing"; Zhao et al. 2019 do so inside the beam). On the tuning
+voices 29 of 30 commands then stop the agent, 26 without. "Shut up." is not among the phrases: a hummed "ah" is too
+near to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from .lexicon import is_backchannel
 
-BIAS_NATS = 3.0  # between 1 and 5 the tuning voices give the same
+BIAS_NATS = 2.0  # between 1 and 5 the tuning voices give the same
 LONGEST_S = 1.9  # of audio, with the quiet around it: a longer one is no bare command ...
 _MOST_WORDS = 3  # ... and neither is one of more words
 
@@ -34,7 +34,6 @@ COMMANDS = (
     "Enough.",
     "That's enough.",
     "Pause.",
-    "Shut up.",
     "One moment.",
     "Just a second.",
 )
