@@ -1,4 +1,4 @@
-"""The ASGI app all doors share: WebRTC offers, the WebSocket, health, metrics and the page.
+"""The ASGI app all doors share: WebRTC offers, the WebSockets, health, metrics and the page.
 
 Errors leave here in OpenAI's shape, ``{"error": {type, code, message, param}}``. Only pages of our own origin
 may open sessions from a browser: no CORS header is sent, and a foreign ``Origin`` is refused.
@@ -29,11 +29,13 @@ from duplex.agent import AgentSettings
 from duplex.config import Config
 from duplex.errors import AgentFullError, InvalidEventError, ProtocolError, TooLargeError, TransportError
 from duplex.hub import SessionHub
+from duplex.transport.moshi_chat import MoshiDoor
 from duplex.transport.realtime import RealtimeCodec, SessionDefaults, read_call_session
 from duplex.transport.realtime_decode import parse
 from duplex.transport.websocket import serve_websocket
 
 CALLS = "/v1/realtime/calls"
+MOSHI = "/api/chat"
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -118,6 +120,21 @@ def create_app(
         message = "This address speaks WebSocket. To open a WebRTC call, POST an SDP offer to " + CALLS + "."
         return _error(HTTPStatus.UPGRADE_REQUIRED, "upgrade_required", message, headers={"Upgrade": "websocket"})
 
+    moshi = MoshiDoor(hub, config)
+
+    @app.websocket(MOSHI)
+    async def moshi_chat(websocket: WebSocket) -> None:
+        try:
+            _require_own_origin(websocket.headers)
+            await moshi.serve(websocket)
+        except RequestError as error:
+            await websocket.send_denial_response(_error(error.status, error.code, str(error)))
+
+    @app.get(MOSHI)
+    async def moshi_chat_over_http() -> Response:
+        message = "This address speaks the Moshi protocol over WebSocket."
+        return _error(HTTPStatus.UPGRADE_REQUIRED, "upgrade_required", message, headers={"Upgrade": "websocket"})
+
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"}, headers=NO_STORE)
@@ -147,7 +164,7 @@ class _Page(StaticFiles):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            message = "There is no WebSocket here; it is at /v1/realtime."
+            message = "There is no WebSocket here; it is at /v1/realtime (or /api/chat)."
             refusal = _error(HTTPStatus.NOT_FOUND, "not_found", message)
             await WebSocket(scope, receive, send).send_denial_response(refusal)
             return
