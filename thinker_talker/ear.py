@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
 from duplex.errors import AgentFaultError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
+from duplex.rates import StreamResampler
 
 from .echo_score import EchoScore
 from .silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
@@ -83,8 +83,8 @@ class Ear:
         if reference is None:
             reference = np.zeros_like(samples)
         # Both pass through the same filter at the same time, so they stay beside each other to the sample.
-        self._pending = np.concatenate((self._pending, self._resampler.resample_chunk(samples)))
-        self._reference = np.concatenate((self._reference, self._reference_resampler.resample_chunk(reference)))
+        self._pending = np.concatenate((self._pending, self._resampler.push(samples)))
+        self._reference = np.concatenate((self._reference, self._reference_resampler.push(reference)))
         while len(self._pending) >= WINDOW_SAMPLES:
             window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
             played, self._reference = self._reference[:WINDOW_SAMPLES], self._reference[WINDOW_SAMPLES:]
@@ -96,8 +96,8 @@ class Ear:
             self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.delay_ms))
 
 
-def _to_16k() -> soxr.ResampleStream:
-    return soxr.ResampleStream(SAMPLE_RATE_HZ, SILERO_RATE_HZ, 1, dtype="float32", quality="MQ")
+def _to_16k() -> StreamResampler:
+    return StreamResampler(SAMPLE_RATE_HZ, SILERO_RATE_HZ)
 
 
 class EarWorker:

@@ -39,6 +39,7 @@ from duplex.errors import (
     WeightsMissingError,
 )
 from duplex.frames import SAMPLE_RATE_HZ, Samples
+from duplex.rates import StreamResampler
 
 from .piper_graph import Latents, PiperGraph, piece_edges
 from .talker import Speech, TalkGate, TalkSink
@@ -282,8 +283,6 @@ class _Voice:
     def _pieces(
         self, latents: Latents, written: list[str], spans: list[Span], edges: Any, owners: list[tuple[int, int]]
     ) -> Iterator[tuple[Samples, tuple[Word, ...]]]:
-        import soxr
-
         hop = self.graph.hop_samples
         sounding = [s for s in spans if s.stop > s.start]
         first_frame = int(edges[owners[sounding[0].start][0]]) if sounding else 0
@@ -292,14 +291,16 @@ class _Voice:
         start = max(0, first_frame - 4)
         stop = min(latents.n_frames, last_frame + 12)
         trimmer = _Trimmer(self.rate_hz)
-        resample = soxr.ResampleStream(self.rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+        resampler = StreamResampler(self.rate_hz, SAMPLE_RATE_HZ)
         ratio = SAMPLE_RATE_HZ / self.rate_hz
         waiting: deque[Word] | None = None
         sent = 0
         for a, b in piece_edges(start, stop, _FIRST_PIECE_FRAMES, _LARGEST_PIECE_FRAMES):
             last = b == stop
             sound = trimmer.take(self.graph.generate(latents, a, b), last=last)
-            out = resample.resample_chunk(_soft(sound * np.float32(self.gain)), last=last)
+            out = resampler.push(_soft(sound * np.float32(self.gain)))
+            if last:
+                out = np.concatenate([out, resampler.end()])
             if waiting is None and trimmer.started:
                 origin = start * hop + trimmer.dropped
                 waiting = deque(_place(written, spans, edges, owners, hop, origin, ratio))
