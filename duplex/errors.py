@@ -35,6 +35,10 @@ class ConfigError(DuplexError):
     """A setting has a value that cannot work."""
 
 
+# Its own pins are narrower than what it runs on, so no extra can bring it.
+_BESIDE = {"moshi": "pip install --no-deps moshi==0.2.13"}
+
+
 class MissingDependencyError(DuplexError, ImportError):
     """An optional library is not installed.
 
@@ -44,7 +48,8 @@ class MissingDependencyError(DuplexError, ImportError):
     def __init__(self, library: str, extra: str) -> None:
         self.library = library
         self.extra = extra
-        super().__init__(f"{library} is not installed. Run: pip install 'duplex-runtime[{extra}]'")
+        run = "".join(f" and: {also}" for name, also in _BESIDE.items() if name == extra)
+        super().__init__(f"{library} is not installed. Run: pip install 'duplex-runtime[{extra}]'{run}")
 
 
 class WeightsError(DuplexError):
