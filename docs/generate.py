@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from duplex.turn import TABLE, Floor, Own, User
+from duplex.turn import TABLE, WATCHED, Floor, Own, Row, Signal, User
+
+Table = Mapping[tuple[Floor, Signal], Row]
 
 _MEANING = {
     Floor.LISTENING: "the floor is the user's, or nobody's",
@@ -15,19 +18,19 @@ _MEANING = {
 }
 
 
+_NATIVE = """## A native agent
+
+A native model hears and speaks all the time and takes the floor by itself. The same machine watches it: nothing is
+speculated, held or resumed, speech over it changes nothing at first, and where it is interrupted and speaks on for
+`session.yield_limit_s`, the machine yields for it (*hold-expired*). *Holding* is never reached.
+"""
+
+
 def turn_taking() -> str:
-    """The turn machine as a diagram and a table, from the table itself."""
-    edges: dict[tuple[Floor, Floor, tuple[str, ...]], list[str]] = {}
-    for (floor, signal), row in TABLE.items():
-        if row.floor is not floor:
-            actions = tuple(action.value for action in row.actions)
-            edges.setdefault((floor, row.floor, actions), []).append(signal.value)
+    """The turn machine as diagrams and tables, from the tables themselves."""
     lines = ["# Turn-taking", "", "Generated from `duplex/turn.py` by `make docs`. Do not edit.", ""]
-    lines += ["```mermaid", "stateDiagram-v2", "    [*] --> listening"]
-    for (source, target, actions), signals in edges.items():
-        label = ", ".join(signals) + (f" / {', '.join(actions)}" if actions else "")
-        lines.append(f"    {source.value} --> {target.value}: {label}")
-    lines += ["```", "", "| floor | meaning |", "| --- | --- |"]
+    lines += _diagram(TABLE, tuple(Floor))
+    lines += ["", "| floor | meaning |", "| --- | --- |"]
     lines += [f"| {floor.value} | {meaning} |" for floor, meaning in _MEANING.items()]
     lines += [
         "",
@@ -35,19 +38,39 @@ def turn_taking() -> str:
         "nothing.",
         "",
     ]
-    lines.append("| signal | " + " | ".join(floor.value for floor in Floor) + " |")
-    lines.append("| --- " * (len(Floor) + 1) + "|")
+    lines += _table(TABLE, tuple(Floor))
+    watched = tuple(floor for floor in Floor if floor is not Floor.HOLDING)
+    lines += ["", *_NATIVE.splitlines(), "", *_diagram(WATCHED, watched), "", *_table(WATCHED, watched)]
+    return "\n".join(lines) + "\n"
+
+
+def _diagram(table: Table, floors: tuple[Floor, ...]) -> list[str]:
+    edges: dict[tuple[Floor, Floor, tuple[str, ...]], list[str]] = {}
+    for (floor, signal), row in table.items():
+        if row.floor is not floor and floor in floors:
+            actions = tuple(action.value for action in row.actions)
+            edges.setdefault((floor, row.floor, actions), []).append(signal.value)
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> listening"]
+    for (source, target, actions), signals in edges.items():
+        label = ", ".join(signals) + (f" / {', '.join(actions)}" if actions else "")
+        lines.append(f"    {source.value} --> {target.value}: {label}")
+    return [*lines, "```"]
+
+
+def _table(table: Table, floors: tuple[Floor, ...]) -> list[str]:
+    lines = ["| signal | " + " | ".join(floor.value for floor in floors) + " |"]
+    lines.append("| --- " * (len(floors) + 1) + "|")
     for signal in (*User, *Own):
         cells = []
-        for floor in Floor:
-            row = TABLE[floor, signal]
+        for floor in floors:
+            row = table[floor, signal]
             actions = ", ".join(action.value for action in row.actions)
             if row.floor is floor:
                 cells.append(actions or "·")
             else:
                 cells.append(f"**{row.floor.value}**" + (f": {actions}" if actions else ""))
         lines.append(f"| {signal.value} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 PAGES = {"turn-taking.md": turn_taking}

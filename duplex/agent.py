@@ -10,7 +10,8 @@ preserves order. Workers call ``wake`` (from any thread) when something is ready
 collects then instead of waiting for the next frame. Commands reach the agent between steps.
 
 Replies are named by the session (``reply_id``), so audio that arrives for a reply that was dropped
-meanwhile is recognised and ignored on both sides.
+meanwhile is recognised and ignored on both sides. A native agent takes the floor by itself: it tells that
+it began (:class:`ReplyBegan`), under a name of its own, and is spoken to of that reply by the same name.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from duplex.clock import Clock
-from duplex.conversation import Message
+from duplex.conversation import Message, Role
 from duplex.errors import DuplexError
 from duplex.frames import Frame, Image, Samples
 from duplex.turn import Floor, User
@@ -86,6 +87,16 @@ class AgentSession(Protocol):
     def command(self, command: AgentCommand) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """What the session of an agent that must read something first has too: the call is answered after it.
+
+    Frames come once ``wait_ready`` has returned. It raises what ``open`` would have.
+    """
+
+    async def wait_ready(self) -> None: ...
 
 
 AgentFactory = Callable[[Mapping[str, Any]], Agent]
@@ -184,6 +195,15 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
+class Inject:
+    """Text a native agent is to know from now on, without being asked to speak: what a tool answered, what the user
+    sees. ``command`` raises ``ProtocolError`` for text it cannot take. Other agents read the history instead."""
+
+    text: str
+    role: Role = Role.SYSTEM
+
+
+@dataclass(frozen=True, slots=True)
 class Configure:
     """New settings. ``command`` raises ``ConfigError`` for those it cannot honour, and keeps the old ones."""
 
@@ -200,6 +220,7 @@ AgentCommand = (
     | ResumeReply
     | FillSilence
     | Remember
+    | Inject
     | Configure
 )
 
@@ -257,6 +278,14 @@ class FinalTranscript:
 
     turn_id: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyBegan:
+    """A native agent began to speak by itself; ``reply_id``, which it chose and never uses again, is what follows of
+    it. Another reply of its own that has not ended ends here."""
+
+    reply_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +348,7 @@ AgentEvent = (
     | SpeechStopped
     | PartialTranscript
     | FinalTranscript
+    | ReplyBegan
     | ReplyText
     | ReplyAudio
     | ReplyEnd

@@ -33,6 +33,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (8998; 0 takes a free one)")
     parser.add_argument("--agent", help="which agent answers (cascade)")
+    parser.add_argument("--weights", help="a native agent's model: a folder, a hub repository, or a name")
     parser.add_argument("--thinker", help="a model name, a GGUF file, or openai:http://host:port/v1#model")
     parser.add_argument("--voice", help="the talker's voice")
     parser.add_argument("--instructions", help="the system prompt")
@@ -54,6 +55,7 @@ _FLAGS = {
     "record": "record.dir",
     "max_sessions": "server.max_sessions",
     "agent": "agent.name",
+    "weights": "agent.options.weights",
     "thinker": "agent.options.thinker",
     "voice": "agent.options.voice",
     "instructions": "agent.options.instructions",

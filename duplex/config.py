@@ -55,6 +55,9 @@ class SessionConfig(Settings):
     commit_wait_s: float = Field(
         0.5, ge=0, description="how long a finished turn may stay open while the reply to it is not ready to be heard"
     )
+    yield_limit_s: float = Field(
+        0.4, ge=0, description="a native agent that speaks on under an interruption is silenced after that; 0: never"
+    )
     think_limit_s: float = Field(15.0, gt=0, description="a committed turn without a packet gives the floor back")
     stall_limit_s: float = Field(2.0, gt=0, description="a reply that stops coming in mid-sentence ends after that")
     dead_air_s: float = Field(3.0, ge=0, description="thinking that takes longer is admitted once, aloud; 0: never")

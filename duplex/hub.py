@@ -75,6 +75,7 @@ class SessionHub:
     async def start(self) -> None:
         """Loads and warms the agent; afterwards ``ready`` is true."""
         await self.agent.start()
+        self.metrics.include(self.agent)
         self.ready = True
 
     async def __aenter__(self) -> Self:

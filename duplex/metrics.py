@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _LATENCY_BUCKETS_S = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.2, 1.6, 2.4, 4.0, 8.0)
 _STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """An agent with figures of its own: of its scheduler, its device."""
+
+    @property
+    def registry(self) -> CollectorRegistry | None: ...
 
 
 class Metrics:
@@ -55,6 +65,11 @@ class Metrics:
         self.packets_lost = Counter("duplex_packets_lost", "Heard packets that never came", registry=r)
         self.packets_late = Counter("duplex_packets_late", "Heard packets that came too late to be used", registry=r)
         self.images = Counter("duplex_images", "Camera frames, by fate", ["fate"], registry=r)
+
+    def include(self, agent: object) -> None:
+        """What ``agent`` counts for itself, if it does, belongs to the page from now on."""
+        if isinstance(agent, Counting) and agent.registry is not None:
+            self.registry.register(agent.registry)  # type: ignore[arg-type]  # a registry collects, too
 
     def exposition(self) -> bytes:
         """The text format Prometheus scrapes."""

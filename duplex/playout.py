@@ -52,6 +52,7 @@ class Playout:
         self._total = 0
         self._complete = False
         self._fade_next_in = False
+        self._last: Samples | None = None  # a packet still to go of a reply that was cut
 
     @property
     def drained(self) -> bool:
@@ -97,6 +98,12 @@ class Playout:
         if self.state in (State.FADING, State.HOLDING):
             self.state = State.PLAYING
 
+    def cut(self) -> None:
+        """Ends the reply here and now, with a fade where it was playing."""
+        last = self._faded().samples if self.state is State.PLAYING and self.queued_samples else None
+        self.reset()
+        self._last = last
+
     def rewind(self, samples: Samples) -> None:
         """Takes back audio that was handed over and never played; it will be played again."""
         self._chunks.appendleft(samples)
@@ -105,6 +112,9 @@ class Playout:
 
     def take(self) -> Taken:
         """The next 20 ms. Always a whole packet; silence where there is nothing to play."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            return Taken(last, self.position_samples, self.position_samples)
         if self.state is State.FADING:
             self.state = State.HOLDING
             return self._faded()

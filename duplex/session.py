@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from duplex import events as ev
@@ -34,9 +35,12 @@ from duplex.agent import (
     Fault,
     FinalTranscript,
     Heard,
+    Inject,
     Mark,
     PartialTranscript,
+    Preparing,
     ReplyAudio,
+    ReplyBegan,
     ReplyEnd,
     ReplyText,
     SpeechStarted,
@@ -46,15 +50,17 @@ from duplex.agent import (
 from duplex.clock import Clock
 from duplex.config import SessionConfig
 from duplex.conversation import Conversation, Message
-from duplex.errors import ConfigError, DuplexError, InvalidEventError
+from duplex.errors import AgentFaultError, ConfigError, DuplexError, InvalidEventError
 from duplex.floor import FloorKeeper
-from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, ms_to_samples, samples_to_ms
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, Packet, ms_to_samples, samples_to_ms
 from duplex.ledger import Ledger
 from duplex.line import Line
 from duplex.metrics import Metrics
 from duplex.outgoing import PACKET_S, Outgoing
+from duplex.pace import Pacer
 from duplex.playout import Playout
 from duplex.turn import Floor, Own, TurnMachine, User
+from duplex.watch import WatchedFloor
 
 log = logging.getLogger("duplex.session")
 
@@ -86,7 +92,9 @@ class Session:
         )
         self.ledger = Ledger(assumed_delay_ms=config.playout.assumed_delay_ms)
         self._out = Outgoing(line, playout, self.ledger, config.playout, metrics)
-        self._floor = FloorKeeper(
+        native = agent.info.native
+        self._pacer = Pacer() if native else None
+        self._floor = (WatchedFloor if native else FloorKeeper)(
             session_id=session_id,
             clock=clock,
             config=config,
@@ -99,7 +107,8 @@ class Session:
             at=self._at,
         )
         self._framer = Framer(agent.info.packets_per_frame)
-        self._mind: AgentSession | None = None
+        self._opened: AgentSession | None = None  # to be closed
+        self._mind: AgentSession | None = None  # ready for frames
         self._heard_pts = 0  # end of what was heard so far
         self._heard_at_s = 0.0  # when that was
         self._next_progress_s = 0.0
@@ -131,7 +140,10 @@ class Session:
 
         self._metrics.sessions.inc()
         try:
-            self._mind = self._agent.open(self.settings, self._clock, wake)
+            self._opened = self._agent.open(self.settings, self._clock, wake)
+            if isinstance(self._opened, Preparing):
+                await self._prepared(self._opened)
+            self._mind = self._opened
             now_s = self._heard_at_s = self._clock.now()
             self._next_progress_s = now_s
             self._out.start(now_s)
@@ -145,8 +157,8 @@ class Session:
             log.exception("session %s failed", self.id)
             self.stop("an internal error ended the session")
         finally:
-            if self._mind is not None:
-                self._mind.close()
+            if self._opened is not None:
+                self._opened.close()
             reason = self._stop_reason or "the line closed"
             if not self._line.closed:
                 self._line.emit(ev.SessionClosed(self._at(), reason))
@@ -157,6 +169,17 @@ class Session:
         """Ends the session at its next tick; the client is told ``reason``."""
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
+
+    async def _prepared(self, mind: Preparing) -> None:
+        """Until the agent has read what it must, or nobody wants to know any more."""
+        ready, stop = asyncio.ensure_future(mind.wait_ready()), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((ready, stop), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+        finally:
+            ready.cancel()
+            stop.cancel()
 
     async def _run_ticks(self, due_s: float) -> None:
         while not self._stop.is_set() and not self._line.closed:
@@ -187,7 +210,7 @@ class Session:
         mind = self._mind
         assert mind is not None
         now_s = self._clock.now()
-        for packet in self._line.receive():
+        for packet in self._receive():
             if (frame := self._framer.push(packet)) is None:
                 continue
             self._heard_pts, self._heard_at_s = frame.end_pts, now_s
@@ -206,6 +229,17 @@ class Session:
         self._floor.tick(now_s)
         self._fill_wire()
         self._tell_progress(now_s)
+
+    def _receive(self) -> Sequence[Packet]:
+        """What is to be heard now. A native agent lives in real time, however early its sound comes."""
+        heard = self._line.receive()
+        if self._pacer is None:
+            return heard
+        packet = self._pacer.take(heard)
+        if self._pacer.dropped:
+            self._metrics.queue_drops.labels("heard").inc(self._pacer.dropped)
+            self._pacer.dropped = 0
+        return () if packet is None else (packet,)
 
     # --- the agent's side ------------------------------------------------------------------------
 
@@ -231,6 +265,11 @@ class Session:
                 self._line.emit(ev.UserTranscriptPartial(self._at(), floor.open_turn().turn_id, text))
             case FinalTranscript(turn_id=turn_id, text=text):
                 floor.transcribed(turn_id, text)
+            case ReplyBegan(reply_id=reply_id):
+                if isinstance(floor, WatchedFloor):
+                    floor.begin_own(reply_id)
+                else:
+                    self._tell_error(AgentFaultError("The agent took the floor by itself, and it is no native agent."))
             case ReplyText(reply_id=reply_id, delta=delta):
                 if reply := floor.current(reply_id):
                     floor.add_text(reply, delta)
@@ -291,6 +330,8 @@ class Session:
                 floor.forget_turn()
             case rq.AddMessage(role=role, text=text, images=images, item_id=item_id):
                 message = Message(item_id or floor.new_id("item"), role, text, images)
+                if text and self._agent.info.native:
+                    self._command(Inject(text, role))
                 previous, floor.last_item_id = floor.last_item_id, message.item_id
                 self.conversation.put(message)
                 self._line.emit(ev.ItemAdded(self._at(), message.item_id, role, text, previous))

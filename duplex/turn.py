@@ -16,12 +16,18 @@ may be over, and holds its audio; committing releases it, and going on speaking 
 
 *Barge-in is pause, then decide.* Speech over our audio moves SPEAKING to HOLDING at once. From there
 a backchannel, side talk or silence RESUMEs from the same sample, an interruption YIELDs.
+
+*A native agent takes the floor by itself*, and its stream cannot be paused. The table WATCHED holds what differs
+then: speech over our voice changes nothing at first, because such a model yields when it understands that it
+should. Where it is interrupted and does not, within ``yield_limit_s``, the machine yields for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 
 class User(Enum):
@@ -54,7 +60,7 @@ class Own(Enum):
     REPLY_REQUESTED = "reply-requested"  # a client or the agent asks to speak without a user turn
     CANCELLED = "cancelled"  # a client took the floor back
     YIELDED = "yielded"  # the reply was dropped and memory truncated
-    HOLD_EXPIRED = "hold-expired"  # undecided for too long
+    HOLD_EXPIRED = "hold-expired"  # undecided for too long; of a native agent: interrupted, and still speaking
 
 
 Signal = User | Own
@@ -73,6 +79,8 @@ class Action(Enum):
     RESUME = "resume"  # go on from the same sample
     YIELD = "yield"  # drop the rest, cancel the work behind it, remember what was heard
     FINISH = "finish"  # the reply is over; remember it
+    END_TURN = "end-turn"  # the user's turn is over; a native agent answers it by itself, or does not
+    FORGET = "forget"  # what was said over us was no turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,33 @@ TABLE: dict[tuple[Floor, Signal], Row] = {
 
 SIGNALS: tuple[Signal, ...] = (*User, *Own)
 
+WATCHED: dict[tuple[Floor, Signal], Row] = TABLE | {
+    # LISTENING: nothing is speculated, and the agent speaks when it likes.
+    (L, User.IDLE): Row(L),
+    (L, User.SPEAKING): Row(L),
+    (L, User.PAUSED_INCOMPLETE): Row(L),
+    (L, User.TURN_COMPLETE): Row(L, (Action.END_TURN,)),
+    (L, User.BACKCHANNEL): Row(L, (Action.FORGET,)),
+    (L, User.INTERRUPTING): Row(L),
+    (L, User.NOT_ADDRESSED): Row(L, (Action.FORGET,)),
+    (L, Own.REPLY_AUDIBLE): Row(S, (Action.RELEASE,)),
+    (L, Own.REPLY_ENDED): Row(L, (Action.FINISH,)),
+    (L, Own.REPLY_REQUESTED): Row(T, (Action.START_REPLY,)),
+    (L, Own.CANCELLED): Row(Y, (Action.YIELD,)),
+    # THINKING: only a client's request leads here, and what it asked for is said whatever the user does.
+    (T, User.SPEAKING): Row(T),
+    (T, User.TURN_COMPLETE): Row(T, (Action.END_TURN,)),
+    (T, User.INTERRUPTING): Row(T),
+    # SPEAKING: the agent hears what is said over it, and yields or goes on.
+    (S, User.SPEAKING): Row(S),
+    (S, User.TURN_COMPLETE): Row(S, (Action.END_TURN,)),
+    (S, User.BACKCHANNEL): Row(S, (Action.FORGET,)),
+    (S, User.INTERRUPTING): Row(S),
+    (S, User.NOT_ADDRESSED): Row(S, (Action.FORGET,)),
+    (S, Own.HOLD_EXPIRED): Row(Y, (Action.YIELD,)),
+}
+"""The same for a native agent. HOLDING is never reached: nothing leads there."""
+
 
 @dataclass(slots=True)
 class TurnMachine:
@@ -166,6 +201,8 @@ class TurnMachine:
     ``hold_limit_s``: how long HOLDING may stay undecided before the user gets the floor.
     """
 
+    table: ClassVar[Mapping[tuple[Floor, Signal], Row]] = TABLE
+
     hold_limit_s: float = 2.0
     floor: Floor = Floor.LISTENING
     user: User = User.IDLE
@@ -173,7 +210,7 @@ class TurnMachine:
 
     def feed(self, signal: Signal, now_s: float) -> tuple[Action, ...]:
         """Takes one signal at wall time ``now_s``; returns what to do about it, in order."""
-        row = TABLE[self.floor, signal]
+        row = self.table[self.floor, signal]
         if isinstance(signal, User):
             self.user = signal
         if row.floor is not self.floor:
@@ -189,3 +226,41 @@ class TurnMachine:
 
     def reset(self, now_s: float = 0.0) -> None:
         self.floor, self.user, self.since_s = Floor.LISTENING, User.IDLE, now_s
+
+
+_STILL_AUDIBLE_S = 0.1  # a voice that was on the wire this lately has not fallen silent
+
+
+@dataclass(slots=True)
+class WatchingMachine(TurnMachine):
+    """Watches a native agent, by the table WATCHED.
+
+    ``yield_limit_s``: how long the agent may go on speaking while it is interrupted; 0: as long as it likes.
+    ``audible_s``: when its voice was last on the wire.
+    """
+
+    table: ClassVar[Mapping[tuple[Floor, Signal], Row]] = WATCHED
+
+    yield_limit_s: float = 0.4
+    audible_s: float = float("-inf")
+    user_since_s: float = 0.0
+
+    def feed(self, signal: Signal, now_s: float) -> tuple[Action, ...]:
+        if isinstance(signal, User) and signal is not self.user:
+            self.user_since_s = now_s
+        return TurnMachine.feed(self, signal, now_s)
+
+    def tick(self, now_s: float) -> tuple[Action, ...]:
+        """Lets time pass: an agent that speaks on under an interruption is made to yield."""
+        overdue = (
+            self.yield_limit_s > 0
+            and self.floor is Floor.SPEAKING
+            and self.user is User.INTERRUPTING
+            and now_s - self.user_since_s >= self.yield_limit_s - 1e-9
+            and now_s - self.audible_s < _STILL_AUDIBLE_S
+        )
+        return self.feed(Own.HOLD_EXPIRED, now_s) if overdue else ()
+
+    def reset(self, now_s: float = 0.0) -> None:
+        TurnMachine.reset(self, now_s)
+        self.audible_s, self.user_since_s = float("-inf"), now_s

@@ -68,6 +68,8 @@ def test_audio_is_released_held_resumed_and_given_up_in_a_sensible_order(signals
     machine = TurnMachine()
     out = False  # our audio is on the wire
     for now_s, signal in enumerate(signals):
+        if signal is Own.YIELDED and machine.floor is not Y:
+            continue  # the session says so only while it yields
         for action in machine.feed(signal, float(now_s)):
             match action:
                 case Action.RELEASE | Action.RESUME:

@@ -155,7 +155,7 @@ class _Driver:
             raise RecordingError(f"The journal of {self._archive.directory} does not begin with the session's start.")
         result.origin_s = first.readings_us[0] / 1e6
         inner = self._fresh if self._fresh is not None else RecordedAgent(_info(manifest.agent), self._mind, first)
-        agent = HeldAgent(inner, self._clock)
+        agent = self._agent = HeldAgent(inner, self._clock)
         await agent.start()
         try:
             session = TappedSession(
@@ -192,6 +192,7 @@ class _Driver:
         self._clock.load(entry.readings_us)
         self._line.load(entry)
         self._mind.load(number, entry)
+        self._agent.load(entry)
         if entry.heard and entry.readings_us:
             at_s = entry.readings_us[0] / 1e6 - self.result.origin_s
             self.result.user.put_heard(entry.heard, at_s)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from duplex.agent import Agent, AgentCommand, AgentEvent, AgentInfo, AgentSession, AgentSettings, Heard
+from duplex.agent import Agent, AgentCommand, AgentEvent, AgentInfo, AgentSession, AgentSettings, Heard, Preparing
 from duplex.clock import Clock, Timer
 from duplex.events import Event
 from duplex.frames import Image, Packet
@@ -129,18 +129,28 @@ class ReplayLine:
 class Settling(Protocol):
     """What the session of an agent that computes on threads of its own needs, to be run anew.
 
-    ``settle`` blocks until everything it was stepped with or told is computed, so that ``collect`` has it.
+    ``settle`` blocks until everything it was stepped with or told is computed, so that ``collect`` has it. A native
+    agent settles what was stepped before the last ``collect``; from the first ``settle`` on it has nothing else.
     """
 
     def settle(self) -> None: ...
 
 
 class HeldAgent:
-    """An agent whose wakes are the recording's: it is woken where it was then, and nowhere else."""
+    """An agent whose wakes are the recording's: it is woken where it was then, and nowhere else.
+
+    A native one works at a device's pace: it settles where it had something then, and not sooner.
+    """
 
     def __init__(self, inner: Agent, clock: ReplayClock) -> None:
         self._inner, self._clock = inner, clock
+        self._had_something: deque[bool] | None = deque() if inner.info.native else None
         self.wake: Callable[[], None] = lambda: None
+
+    def load(self, entry: Entry) -> None:
+        if self._had_something is not None:
+            self._had_something.clear()
+            self._had_something.extend(bool(events) for events in entry.collected)
 
     @property
     def info(self) -> AgentInfo:
@@ -152,22 +162,29 @@ class HeldAgent:
     def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
         self.wake = wake
         mind = self._inner.open(settings, _ReadOnlyClock(self._clock), lambda: None)
-        return _SettledMind(mind) if isinstance(mind, Settling) else mind
+        return _SettledMind(mind, self._had_something) if isinstance(mind, Settling) else mind
 
     async def close(self) -> None:
         await self._inner.close()
 
 
 class _SettledMind:
-    def __init__(self, inner: AgentSession) -> None:
-        self._inner = inner
+    def __init__(self, inner: AgentSession, had_something: deque[bool] | None) -> None:
+        self._inner, self._had_something = inner, had_something
+
+    async def wait_ready(self) -> None:
+        if isinstance(self._inner, Preparing):
+            assert isinstance(self._inner, Settling)
+            self._inner.settle()  # at once: no time passes in a replay
+            await self._inner.wait_ready()
 
     def step(self, heard: Heard) -> None:
         self._inner.step(heard)
 
     def collect(self) -> Sequence[AgentEvent]:
         assert isinstance(self._inner, Settling)
-        self._inner.settle()
+        if self._had_something is None or (self._had_something and self._had_something.popleft()):
+            self._inner.settle()
         return self._inner.collect()
 
     def command(self, command: AgentCommand) -> None:

@@ -21,6 +21,7 @@ from duplex.agent import (
     AgentSettings,
     Aside,
     Heard,
+    Preparing,
     ReplyAudio,
 )
 from duplex.clock import Clock, Timer
@@ -169,7 +170,8 @@ class TappedAgent:
         self._tap.calls["open"] += 1
         try:
             inner = clock._inner if isinstance(clock, TappedClock) else clock
-            return TappedMind(self._inner.open(settings, inner, wake), self._tap)
+            mind = self._inner.open(settings, inner, wake)
+            return TappedPreparingMind(mind, self._tap) if isinstance(mind, Preparing) else TappedMind(mind, self._tap)
         except Exception as error:
             self._tap.raised("open", error)
             raise
@@ -213,6 +215,12 @@ class TappedMind:
 
     def close(self) -> None:
         self._inner.close()
+
+
+class TappedPreparingMind(TappedMind):
+    async def wait_ready(self) -> None:
+        assert isinstance(self._inner, Preparing)
+        await self._inner.wait_ready()
 
 
 def _on_grid(event: AgentEvent) -> AgentEvent:

@@ -39,8 +39,8 @@ class SlotFrame:
     """One slot's input of one tick.
 
     ``samples``: float32[frame] of the user. ``forced_text``: the token its text stream is to take, or ``None``: it
-    chooses. ``silent``: it must say nothing now (text padding, the audio of silence). ``codebooks``: how many to
-    decode, ``None``: all.
+    chooses. ``silent``: it must say nothing now (the audio of silence; its text is ``forced_text``, which it then only
+    reads, or padding). ``codebooks``: how many to decode, ``None``: all.
     """
 
     key: int
@@ -110,7 +110,8 @@ class Engine(Protocol):
         ...
 
     def prefill(self, key: int, max_steps: int) -> int:
-        """Reads up to ``max_steps`` steps of the slot's prompt; returns how many are left. 0: it may be stepped."""
+        """Reads up to ``max_steps`` steps (0: none, it only asks) of the slot's prompt; returns how many are left.
+        0: it may be stepped."""
         ...
 
     def step(self, frames: Sequence[SlotFrame]) -> tuple[Sequence[SlotResult], StepTimes]:

@@ -111,6 +111,14 @@ class Manifest(_Value):
         hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(self.names)}."
         raise ConfigError(f"There is no model called {name!r}. {hint} See: duplex models list")
 
+    def find(self, name_or_repo: str) -> ModelEntry | None:
+        """The entry of that name, or the one that comes from that hub repository; ``None`` if there is none."""
+        for entry in self.model:
+            repos = [source.repo for source in entry.sources if isinstance(source, HubSource)]
+            if entry.name == name_or_repo or name_or_repo in repos:
+                return entry
+        return None
+
     def select(self, names: Iterable[str]) -> tuple[ModelEntry, ...]:
         """Entries for ``names``, in order and once each; the default set for no names or ``"default"``."""
         expanded: list[str] = []

@@ -134,13 +134,21 @@ class Network:
             self._hub_answered = True
         base_bytes = 0
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        with httpx.Client(follow_redirects=True, timeout=timeout) as client:
+        # The client drops this header when it is redirected to another host, as the hub does for large files.
+        token = self._environ.get("HF_TOKEN", "").strip()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx.Client(follow_redirects=True, timeout=timeout, headers=headers) as client:
             for spec in files:
                 if spec.name not in source.paths:
                     continue
                 url = f"{endpoint}/{source.repo}/resolve/{source.revision}/{source.paths[spec.name]}"
                 try:
                     with client.stream("GET", url) as response:
+                        if response.status_code in {401, 403}:
+                            raise SourceFailedError(
+                                f"HTTP {response.status_code}: accept the licence at {endpoint}/{source.repo}, "
+                                f"and set HF_TOKEN to a token{' that may read it' if token else ''}"
+                            )
                         if response.status_code != 200:
                             raise SourceFailedError(f"HTTP {response.status_code} for {spec.name}")
                         body = response.iter_bytes(CHUNK_BYTES)

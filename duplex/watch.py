@@ -1,0 +1,136 @@
+"""The floor of a native agent: watched, told of, and taken from it where it does not yield by itself.
+
+A native agent hears and speaks all the time and decides for itself when. So a reply here begins because the agent
+says that it did, the user's turn ends without anybody being asked to answer it, and nothing is ever held or resumed.
+What a reply is, from then on (its place in the conversation, the ledger, what the client is told), is what it is for
+every agent: :mod:`duplex.floor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from duplex import events as ev
+from duplex.agent import AgentCommand, CommitTurn, DropReply, FillSilence, ReplyAudio, ReplyEnd
+from duplex.config import SessionConfig
+from duplex.floor import FloorKeeper
+from duplex.outgoing import Sent
+from duplex.playout import State
+from duplex.reply import Reply, Turn
+from duplex.trace import TurnTrace
+from duplex.turn import Action, Floor, Own, WatchingMachine
+
+
+class WatchedFloor(FloorKeeper):
+    """One session's floor when its agent is native. Takes what ``FloorKeeper`` takes."""
+
+    def __init__(self, *, config: SessionConfig, command: Callable[[AgentCommand], None], **others: Any) -> None:
+        super().__init__(config=config, command=lambda told: command(self._by_its_name(told)), **others)
+        self.machine: WatchingMachine = WatchingMachine(yield_limit_s=config.yield_limit_s)
+        self._own_name: str | None = None  # what the agent calls the reply at hand, if it began it
+        self._unanswered: tuple[Turn, float] | None = None  # the turn that ended last, and when
+        self._came_s = 0.0  # when sound of the reply came last
+
+    # --- the agent's own replies -----------------------------------------------------------------
+
+    def begin_own(self, name: str) -> None:
+        """The agent began to speak, and calls it ``name``. A reply before it is over, wherever it stands."""
+        if (before := self.reply) is not None:
+            if not before.ended:
+                self.end_audio(before, ReplyEnd(before.reply_id))
+            if self.reply is not None:  # its last sounds are still on their way to the ear
+                self.signal(Own.REPLY_ENDED)
+        reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace())
+        self.reply, self._own_name = reply, name
+        if self._unanswered is not None:
+            turn, ended_s = self._unanswered
+            if turn is self.turn and turn.last_voiced_s is not None:
+                reply.trace.mark("last_voiced", turn.last_voiced_s)
+                reply.trace.mark("commit", ended_s)
+            self._unanswered = None
+        self._playout.begin()
+        self._ledger.begin(reply.reply_id, reply.item_id)
+        self._publish()
+
+    def add_audio(self, reply: Reply, audio: ReplyAudio) -> None:
+        self._came_s = self._clock.now()
+        super().add_audio(reply, audio)
+
+    def _watch_for_stall(self, now_s: float) -> None:
+        """Sound comes as it is spoken, and a line that is kept ahead takes it at once: an empty queue is no stall."""
+        reply, limit_s = self.reply, self._config.stall_limit_s
+        speaking = self.machine.floor is Floor.SPEAKING and reply is not None and not reply.ended
+        if speaking and now_s - self._came_s > limit_s:
+            self._give_up("reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again.")
+
+    def current(self, reply_id: str) -> Reply | None:
+        """The reply at hand if it is that one, by our name or by the agent's."""
+        return self.reply if self._own_name is not None and self._own_name == reply_id else super().current(reply_id)
+
+    def _by_its_name(self, command: AgentCommand) -> AgentCommand:
+        reply, name = self.reply, self._own_name
+        if isinstance(command, DropReply | FillSilence) and reply is not None and name is not None:
+            return replace(command, reply_id=name) if command.reply_id == reply.reply_id else command
+        return command
+
+    def _clear(self) -> None:
+        self._own_name = None
+        if self._playout.state is State.PLAYING:
+            self.reply = None
+            self._playout.cut()
+        else:
+            super()._clear()
+
+    # --- what follows from the table -------------------------------------------------------------
+
+    def _act(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case Action.END_TURN:
+                    self._end_turn()
+                case Action.FORGET:
+                    self._forget()
+                case _:
+                    super()._act((action,))
+
+    def _end_turn(self) -> None:
+        """What the user said stands. Whether it is answered is the agent's affair."""
+        turn = self.turn
+        if turn is None or turn.committed:
+            return
+        previous, self.last_item_id = self.last_item_id, turn.turn_id
+        turn.committed = True
+        now_s = self._clock.now()
+        self._unanswered = (turn, now_s)
+        if turn.last_voiced_s is not None:
+            self._metrics.end_of_turn_s.observe(max(0.0, now_s - turn.last_voiced_s))
+        self._metrics.turns.inc()
+        self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, previous))
+        self._command(CommitTurn(turn.turn_id))
+
+    def _forget(self) -> None:
+        """It was a word of encouragement, and nobody's turn."""
+        self._overlap_since_s = None
+        if self.turn is not None and not self.turn.committed:
+            self.turn = None
+
+    def _yield(self) -> None:
+        self._tell_stop()
+        super()._yield()
+
+    def _finish(self) -> None:
+        self._tell_stop()
+        super()._finish()
+
+    def _tell_stop(self) -> None:
+        """How long we went on speaking under the speech that ended the reply, if any did."""
+        since_s, self._overlap_since_s = self._overlap_since_s, None
+        if since_s is not None and self.reply is not None and self.reply.started:
+            self._metrics.barge_in_stop_s.observe(max(0.0, self.machine.audible_s - since_s))
+
+    def sent(self, sent: Sent, now_s: float, last_audible_s: float) -> None:
+        if self.reply is not None and sent.audible:
+            self.machine.audible_s = now_s
+        super().sent(sent, now_s, last_audible_s)
