@@ -84,11 +84,12 @@ def embedding_sum(modules: Any) -> Function:
         looked_up = [embedding(m) for m in modules]
         return lambda tokens: torch.stack([f(tokens[..., k]) for k, f in enumerate(looked_up)]).sum(0)
     sizes = [m.weight.shape[0] for m in modules]
+    begins = [sum(sizes[:k]) for k in range(len(sizes))]
     with torch.no_grad():
         table = torch.cat([m.weight.detach() for m in modules])
-        for m, part in zip(modules, table.split(sizes), strict=True):
-            m.weight = nn.Parameter(part, requires_grad=False)
-    starts = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))], dtype=torch.int64, device=table.device)
+        for m, begin, size in zip(modules, begins, sizes, strict=True):
+            m.weight = nn.Parameter(table[begin : begin + size], requires_grad=False)
+    starts = torch.tensor(begins, dtype=torch.int64, device=table.device)
 
     def look_up(tokens: torch.Tensor) -> torch.Tensor:
         y = functional.embedding(tokens.clamp(min=0) + starts, table).masked_fill(tokens[..., None] == -1, 0.0)

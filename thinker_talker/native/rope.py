@@ -29,7 +29,7 @@ class Rope:
     def pairs(self, heads: torch.Tensor) -> torch.Tensor:
         """``[..., dim]`` to complex64 ``[..., dim / 2]``."""
         if self._interleave:
-            return torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+            return torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
         return torch.complex(*heads.float().chunk(2, dim=-1))
 
     def heads(self, pairs: torch.Tensor) -> torch.Tensor:
