@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from duplex.agent import Agent, AgentInfo, AgentSession, AgentSettings
 from duplex.clock import Clock
 from duplex.config import validated
-from duplex.errors import AgentFullError, ConfigError
+from duplex.errors import AgentFullError
 from duplex.frames import PACKET_SAMPLES
 
 from .native_session import NativeSession
@@ -60,10 +60,15 @@ class NativeAgent:
             raise AgentFullError("The model is still loading. Try again in a moment.")
         if most is not None and self._open >= most:
             raise AgentFullError(f"All {most} places of the model are taken.")
-        if settings.voice is not None and settings.voice not in self.voices:
-            known = ", ".join(self.voices) or "none: set agent.options.voices_dir"
-            raise ConfigError(f"There is no voice {settings.voice!r}. Known here: {known}.")
-        session = NativeSession(served, self.options, settings, wake, frame_samples=FRAME_SAMPLES, closed=self._left)
+        session = NativeSession(
+            served,
+            self.options,
+            settings,
+            wake,
+            frame_samples=FRAME_SAMPLES,
+            voices=self.voices,
+            closed=self._left,
+        )
         self._open += 1
         return session
 

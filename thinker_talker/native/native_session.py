@@ -16,7 +16,7 @@ begins: so no onset is cut, and a frame that comes that much late leaves no hole
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,12 +78,14 @@ class NativeSession:
         wake: Callable[[], None],
         *,
         frame_samples: int,
+        voices: Collection[str] = (),
         closed: Callable[[], None] = lambda: None,
     ) -> None:
+        check_voice(settings.voice, voices)
         turn = options.turn.with_overrides(settings.turn_taking)
         tokens = served.tokens
         self._options, self._settings, self._tokens = options, settings, tokens
-        self._open_slot, self._wake, self._closed = served.open, wake, closed
+        self._open_slot, self._wake, self._voices, self._closed = served.open, wake, voices, closed
         self._template = options.inject_template or served.template
         self._frame_samples, self._frame_s = frame_samples, frame_samples / SAMPLE_RATE_HZ
         self._voice = UserVoice(turn)
@@ -335,6 +337,7 @@ class NativeSession:
 
     def _configure(self, settings: AgentSettings) -> None:
         turn = self._options.turn.with_overrides(settings.turn_taking)
+        check_voice(settings.voice, self._voices)
         before, anything = self._settings, self._said_anything or self._heard_anything
         if settings.voice != before.voice and anything:
             raise ConfigError("The voice is part of what the model read before the call. Choose it before speaking.")
@@ -356,6 +359,13 @@ class NativeSession:
             self._begin_slot()
         except DuplexError as error:
             self._out.append(Fault(error, fatal=True))
+
+
+def check_voice(name: str | None, voices: Collection[str]) -> None:
+    """Raises ``ConfigError`` that names those there are."""
+    if name is not None and name not in voices:
+        known = ", ".join(voices) or "none: set agent.options.voices_dir"
+        raise ConfigError(f"There is no voice {name[:80]!r}. Known here: {known}.")
 
 
 def _nothing() -> None: ...
