@@ -2,7 +2,8 @@
 
 Sans-I/O: the session asks for 20 ms at a time and says hold, resume or drop in between. A hold fades
 the packet that would have come next and then goes silent *without moving on*, so that a resume starts
-at that very sample, faded in: a listener who heard the fade hears the same syllable again, whole.
+at that very sample, faded in: a listener who heard the fade hears the same syllable again, whole. Only a
+pause of the reply's own passes meanwhile: somebody who waited for us is not made to wait for it as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 
 from duplex.errors import AgentFaultError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples, silence
+
+_QUIET_RMS = 10 ** (-50 / 20)  # −50 dBFS: the reply itself is silent there
 
 
 class State(Enum):
@@ -118,7 +121,8 @@ class Playout:
         if self.state is State.FADING:
             self.state = State.HOLDING
             return self._faded()
-        if self.state is not State.PLAYING or self.drained:
+        pausing = self.state is State.HOLDING and self._pauses_here()
+        if (self.state is not State.PLAYING and not pausing) or self.drained:
             return Taken(silence(), self.position_samples, self.position_samples)
         if self.queued_samples < PACKET_SAMPLES and not self._complete:
             return Taken(silence(), self.position_samples, self.position_samples, underrun=True)
@@ -132,6 +136,13 @@ class Playout:
             packet = packet.copy()
             packet[: len(self._fade_in)] *= self._fade_in
         return Taken(packet, start, self.position_samples)
+
+    def _pauses_here(self) -> bool:
+        """The next packet is quiet, and not near the end: a reply that is held does not end."""
+        if self.queued_samples < 2 * PACKET_SAMPLES:
+            return False
+        ahead = self._peek(PACKET_SAMPLES)
+        return bool(np.dot(ahead, ahead) < _QUIET_RMS**2 * PACKET_SAMPLES)
 
     def _faded(self) -> Taken:
         packet = np.zeros(PACKET_SAMPLES, dtype=np.float32)

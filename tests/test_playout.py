@@ -122,3 +122,37 @@ def test_reset_empties_it() -> None:
     playout.reset()
     assert playout.state is State.EMPTY
     assert playout.queued_samples == 0
+
+
+def test_a_pause_of_its_own_passes_while_it_is_held_and_no_word_does() -> None:
+    quiet, voice = np.zeros(PACKET_SAMPLES, np.float32), np.full(PACKET_SAMPLES, 0.1, np.float32)
+    playout = Playout()
+    playout.begin()
+    playout.append(np.concatenate([voice, quiet, quiet, quiet, voice, voice]))
+    playout.complete()
+    playout.release()
+    playout.take()
+    playout.hold()
+    fade, first = playout.take(), playout.take()
+    assert (fade.end_samples, first.start_samples) == (PACKET_SAMPLES, PACKET_SAMPLES)
+    held = [playout.take() for _ in range(5)]
+    assert [taken.end_samples // PACKET_SAMPLES for taken in held] == [3, 4, 4, 4, 4]
+    assert not any(taken.samples.any() for taken in held)
+    playout.resume()
+    assert playout.take().start_samples == 4 * PACKET_SAMPLES
+
+
+def test_a_held_reply_does_not_run_out_in_its_last_pause() -> None:
+    playout = Playout()
+    playout.begin()
+    playout.append(np.concatenate([np.full(PACKET_SAMPLES, 0.1, np.float32), np.zeros(5 * PACKET_SAMPLES, np.float32)]))
+    playout.complete()
+    playout.release()
+    playout.take()
+    playout.hold()
+    for _ in range(20):
+        playout.take()
+    assert not playout.drained
+    playout.resume()
+    playout.take()
+    assert playout.drained
