@@ -79,6 +79,15 @@ class Agent(Protocol):
         ...
 
 
+@runtime_checkable
+class Admitting(Protocol):
+    """What an agent has too that knows before a call is set up whether it could take it."""
+
+    def admit(self) -> None:
+        """Raises the ``AgentFullError`` that ``open`` would raise now."""
+        ...
+
+
 class AgentSession(Protocol):
     def step(self, heard: Heard) -> None: ...
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from duplex.agent import Agent, AgentSettings
+from duplex.agent import Admitting, Agent, AgentSettings
 from duplex.clock import Clock
 from duplex.config import SessionConfig
 from duplex.echo import EchoCancelledLine, EchoCanceller
@@ -97,6 +97,8 @@ class SessionHub:
             raise AgentFullError(
                 f"All {self.max_sessions} places are taken. Try again when a call has ended.", self._retry_after_s
             )
+        if isinstance(self.agent, Admitting):
+            self.agent.admit()
         self._reserved += 1
         return Reservation(self)
 

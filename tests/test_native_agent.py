@@ -365,6 +365,28 @@ def test_text_is_put_before_the_model_when_it_is_quiet_and_kept_from_being_said(
         assert read == expected + typed
 
 
+@pytest.mark.parametrize("words", ["I typed this", "Greet them."])
+def test_what_a_reply_is_asked_for_with_is_read_before_it(words: str) -> None:
+    agent, serving = fake_agent(speak_within_s=1.0)
+    with VirtualCall(agent) as call:
+        if words == "I typed this":
+            call.request(rq.AddMessage(Role.USER, words))
+            call.request(rq.CreateReply())
+            told = "The user wrote: I typed this"
+        else:
+            call.request(rq.CreateReply(instructions=words))
+            told = words
+        call.wait(0.2)
+        assert not of(call, ev.ReplyFinished)
+        call.wait(3.0)
+        read = [(k, token) for k, (token, silent) in enumerate(serving.slots[0].seen) if token is not None and silent]
+        assert [token for _, token in read] == FakeTokens().encode(f"<system> {told} <system>")
+        # What it is given to begin in counts from then on. (This model begins when it is spoken to, and gives up.)
+        [finished] = of(call, ev.ReplyFinished)
+        assert finished.status == "failed"
+        assert finished.at.at_s >= read[-1][0] * FRAME_S + 1.0
+
+
 def test_more_text_than_it_can_read_in_time_is_refused_and_the_call_goes_on() -> None:
     agent, _ = fake_agent(max_inject_tokens=10)
     with VirtualCall(agent) as call:

@@ -100,6 +100,11 @@ class Board:
 
     # --- from any thread ------------------------------------------------------------------------
 
+    def admit(self) -> None:
+        """Raises what ``open`` would raise now."""
+        with self.changed:
+            self._admit(self.clock.now())
+
     def open(self, settings: SlotSettings, deliver: Deliver) -> Call:
         return self._new(Kind.JOIN, settings, deliver)
 

@@ -70,6 +70,10 @@ class Scheduler:
         """
         return self._running().open(settings, deliver)
 
+    def admit(self) -> None:
+        """Whether there is room for a call, without taking it. Raises what ``open`` would raise now."""
+        self._running().board.admit()
+
     def restore(self, snapshot: Any, deliver: Deliver) -> SchedulerSession:
         """A new call that goes on where ``SchedulerSession.snapshot`` was taken. Raises what ``open`` does."""
         return self._running().restore(snapshot, deliver)

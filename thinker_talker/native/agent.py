@@ -17,7 +17,7 @@ from duplex.config import validated
 from duplex.errors import AgentFullError
 from duplex.frames import PACKET_SAMPLES
 
-from .native_session import NativeSession
+from .native_session import NativeSession, check_voice
 from .options import NativeOptions
 from .serving import EngineServing, Served, Serving, load_native
 from .voices import VoiceFolder
@@ -54,12 +54,20 @@ class NativeAgent:
         if self._served is None:
             self._served = await self._serving.start()
 
-    def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
+    def admit(self) -> None:
+        """Whether a call would be taken now, by places, memory and measured headroom. Raises ``AgentFullError``."""
+        self._with_a_place().admit()
+
+    def _with_a_place(self) -> Served:
         served, most = self._served, self.options.max_sessions
         if served is None:
             raise AgentFullError("The model is still loading. Try again in a moment.")
         if most is not None and self._open >= most:
             raise AgentFullError(f"All {most} places of the model are taken.")
+        return served
+
+    def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
+        served = self._with_a_place()
         session = NativeSession(
             served,
             self.options,
@@ -83,5 +91,7 @@ class NativeAgent:
 def load(options: Mapping[str, Any]) -> Agent:
     """Entry point ``moshi`` of ``duplex.agents``. Raises ``ConfigError`` for options it does not know."""
     checked = validated(NativeOptions, options, "agent.options")
+    voices = VoiceFolder(checked.voices_dir).names
+    check_voice(checked.voice, voices)  # now, rather than at every call
     serving = EngineServing(lambda: load_native(checked), checked.scheduler)
-    return NativeAgent(checked, serving, VoiceFolder(checked.voices_dir).names)
+    return NativeAgent(checked, serving, voices)

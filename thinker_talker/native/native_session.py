@@ -140,9 +140,7 @@ class NativeSession:
             return
         hearing = self._voice.push(frame.pts, frame.samples, heard.reference)
         self._heard_anything |= hearing.speaking
-        forced = self._forced.next(
-            agent_quiet=self._watch.voice is Voice.QUIET and self._wanted is None, silenced=self._silence.holds
-        )
+        forced = self._forced.next(agent_quiet=self._watch.voice is Voice.QUIET, silenced=self._silence.holds)
         self._silence.pass_frame(self._frame_s, hearing.quiet_s)
         behind = len(self._sent) >= self._options.max_behind_frames
         if behind or not self._slot.submit(frame.samples, forced_text=forced.token, silent=forced.silent):
@@ -257,8 +255,8 @@ class NativeSession:
         self._forced.said()
 
     def _wait_for_wanted(self) -> None:
-        """A reply that was asked for without words comes when the model likes, or is given up."""
-        if self._wanted is None or self._forced.saying:
+        """A reply that was asked for without words comes when the model likes, after what it is to read, or never."""
+        if self._wanted is None or self._forced.saying or self._forced.waiting_to_be_read:
             return
         self._wanted_for_s += self._frame_s
         if self._wanted_for_s >= self._options.speak_within_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,8 @@ from duplex.scheduler import Deliver, Engine, Scheduler, SchedulerMetrics, Sched
 
 from .options import NativeOptions
 from .text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
+
+log = logging.getLogger("duplex.native")
 
 TAGGED = "<system> {text} <system>"
 """How PersonaPlex was taught to read what nobody says. Others read it as it is."""
@@ -47,11 +50,12 @@ OpenSlot = Callable[[SlotSettings, Deliver], Slot]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that is up. ``open``: a place for one call at its scheduler."""
+    """A model that is up. ``open``: a place for one call at its scheduler. ``admit``: raises what ``open`` would."""
 
     open: OpenSlot
     tokens: TextVocabulary
     template: str = "{text}"
+    admit: Callable[[], None] = lambda: None
 
 
 class Serving(Protocol):
@@ -78,6 +82,8 @@ def load_native(options: NativeOptions) -> Loaded:
     from .engine_loading import engine_of, load_codec, load_model
 
     engine_options = options.engine()
+    if options.weights is None:
+        log.warning("random weights of preset %r: it will talk nonsense; give --weights", options.preset)
     model = load_model(engine_options)
     engine = engine_of(engine_options, model, load_codec(engine_options, model))
     config, checkpoint = model.config, model.checkpoint
@@ -107,7 +113,7 @@ class EngineServing:
         scheduler = Scheduler(loaded.engine, self._options, metrics=self.metrics)
         await asyncio.to_thread(scheduler.start)
         self._scheduler = scheduler
-        return Served(self._open, loaded.tokens, loaded.template)
+        return Served(self._open, loaded.tokens, loaded.template, scheduler.admit)
 
     def _open(self, settings: SlotSettings, deliver: Deliver) -> Slot:
         if self._scheduler is None:
