@@ -37,9 +37,9 @@ from duplex.benchmarks.server_process import machine
 from duplex.benchmarks.stimuli import Stimulus, load_source
 from duplex.benchmarks.stimuli_cuts import CUTS, Split
 from duplex.benchmarks.stimuli_packages import ASTERISK
+from duplex.bitrate import bits_per_second
 from duplex.codec import SlotCodec
 from duplex.codecs import g711
-from duplex.bitrate import bits_per_second
 from duplex.errors import DuplexError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 

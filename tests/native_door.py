@@ -27,9 +27,9 @@ from duplex.scheduler import Deliver, SlotSettings
 from duplex.scheduler.contract import SlotResult
 from duplex.scheduler.deliveries import Delivery, Dropped, Ended, Ready, Stepped
 from duplex.thinker_talker.native.agent import NativeAgent
+from duplex.thinker_talker.native.checkpoints.voices import VoiceFolder
 from duplex.thinker_talker.native.options import NativeOptions
 from duplex.thinker_talker.native.serving import EngineServing, Loaded, Served, Slot, load_native
-from duplex.thinker_talker.native.voices import VoiceFolder
 from duplex.transport.app import create_app
 from duplex.transport.pcm import from_pcm16, to_pcm16
 

@@ -9,9 +9,9 @@ import torch
 
 from duplex.codec import CodecInfo
 from duplex.scheduler.contract import SlotSettings
-from duplex.thinker_talker.native.engine_parts import Codes, EngineParts, Prompt, opening
-from duplex.thinker_talker.native.sampling import Sampling
-from duplex.thinker_talker.native.tensors import CHOOSE, UNGENERATED, StepInputs, StepOutputs
+from duplex.thinker_talker.native.device.engine_parts import Codes, EngineParts, Prompt, opening
+from duplex.thinker_talker.native.model.sampling import Sampling
+from duplex.thinker_talker.native.model.tensors import CHOOSE, UNGENERATED, StepInputs, StepOutputs
 
 FRAME = 8  # samples
 CODEBOOKS = 4

@@ -51,7 +51,7 @@ def tiny_lm_kwargs() -> dict[str, Any]:
 
 def tiny_lm(seed: int = 0, **changes: Any) -> Any:
     """A ``moshi.models.LMModel``; ``changes`` go over :func:`tiny_lm_kwargs`."""
-    from duplex.thinker_talker.native.random_weights import random_lm
+    from duplex.thinker_talker.native.checkpoints.random_weights import random_lm
 
     return random_lm(tiny_lm_kwargs() | changes, seed, torch.device("cpu"), torch.float32)
 

@@ -53,9 +53,7 @@ class Puppet:
             self.go = threading.Event()
             self.fault: Exception | None = None
 
-    def recognize(
-        self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort, *, commands: bool
-    ) -> Recognition:
+    def recognize(self, samples_16k: Samples16k, draft: Sequence[int], abort: Abort, *, commands: bool) -> Recognition:
         call = Puppet.Call(samples_16k, draft, abort, commands)
         if not self.deaf:
             abort.on_ask(call.go.set)

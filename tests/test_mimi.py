@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duplex.codecs.mimi import MimiCodec, MimiState, load, state_bytes
-from duplex.thinker_talker.native.graph_recorder import RecordedGraphs
+from duplex.thinker_talker.native.device.graph_recorder import RecordedGraphs
 
 FRAME = 1920
 FRAMES = 40  # 80 transformer steps; the tiny one looks back 50, so the ring comes round

@@ -28,8 +28,8 @@ from duplex.errors import AgentFullError, ConfigError
 from duplex.frames import Frame, Samples, silence
 from duplex.registry import create_agent
 from duplex.thinker_talker.native.agent import NativeAgent
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens
 from duplex.thinker_talker.native.native_session import NativeSession
-from duplex.thinker_talker.native.text_tokens import ByteTokens
 from duplex.turn import Floor
 
 FRAME, FRAME_S = 1920, 0.08

@@ -11,12 +11,12 @@ from native_tiny import CARD, DEP_Q, TEXT_CARD, USER_Q, tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from duplex.errors import ConfigError
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.backbone_state import BackboneState
-from duplex.thinker_talker.native.precision import Precision, apply_precision
-from duplex.thinker_talker.native.sampling import Sampling
-from duplex.thinker_talker.native.slot_rows import copy_row, load_row, save_row
-from duplex.thinker_talker.native.tensors import CHOOSE, UNGENERATED
+from duplex.thinker_talker.native.checkpoints.precision import Precision, apply_precision
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
+from duplex.thinker_talker.native.model.backbone_state import BackboneState
+from duplex.thinker_talker.native.model.sampling import Sampling
+from duplex.thinker_talker.native.model.slot_rows import copy_row, load_row, save_row
+from duplex.thinker_talker.native.model.tensors import CHOOSE, UNGENERATED
 
 GREEDY = Sampling(temperature_text=0.0, temperature_audio=0.0)
 CONTEXT = 100  # of the tiny model

@@ -23,7 +23,7 @@ from websockets.exceptions import InvalidStatus
 
 from duplex.errors import AgentFullError
 from duplex.testing import tone
-from duplex.thinker_talker.native.text_tokens import ByteTokens
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens
 from duplex.transport import moshi_chat_wire as wire
 from duplex.transport.client import CallClient
 

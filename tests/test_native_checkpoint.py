@@ -13,9 +13,9 @@ from native_tiny import CARD, tiny_lm, tiny_lm_kwargs
 from safetensors.torch import save_file
 
 from duplex.errors import ConfigError, WeightsCorruptError, WeightsError, WeightsMissingError
-from duplex.thinker_talker.native.checkpoint import Checkpoint, find_checkpoint, load_lm
-from duplex.thinker_talker.native.int8_linear import Int8Linear
-from duplex.thinker_talker.native.precision import Precision
+from duplex.thinker_talker.native.checkpoints.checkpoint import Checkpoint, find_checkpoint, load_lm
+from duplex.thinker_talker.native.checkpoints.int8_linear import Int8Linear
+from duplex.thinker_talker.native.checkpoints.precision import Precision
 from duplex.weights import Manifest, ModelStore
 
 CPU = torch.device("cpu")

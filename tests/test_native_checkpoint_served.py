@@ -16,8 +16,8 @@ from duplex.codecs.mimi import load as load_mimi
 from duplex.errors import ConfigError, WeightsError
 from duplex.scheduler.contract import SlotFrame, SlotResult, SlotSettings
 from duplex.testing import tone
-from duplex.thinker_talker.native.engine_loading import load_engine
-from duplex.thinker_talker.native.engine_options import EngineOptions
+from duplex.thinker_talker.native.device.engine_loading import load_engine
+from duplex.thinker_talker.native.device.engine_options import EngineOptions
 
 FRAMES = 12
 

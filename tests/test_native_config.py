@@ -11,8 +11,8 @@ import torch
 from native_tiny import tiny_lm_kwargs
 
 from duplex.errors import ConfigError
-from duplex.thinker_talker.native.config import PRESETS, file_in, parse_config, preset, read_config
-from duplex.thinker_talker.native.package import empty_lm, moshi_loaders
+from duplex.thinker_talker.native.checkpoints.config import PRESETS, file_in, parse_config, preset, read_config
+from duplex.thinker_talker.native.checkpoints.package import empty_lm, moshi_loaders
 
 
 def shapes(lm_kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:

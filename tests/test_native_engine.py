@@ -14,9 +14,9 @@ from native_engine_fakes import CODEBOOKS, FRAME, PADDING, MixingBackbone, Mixin
 
 from duplex.errors import AgentFaultError, AgentFullError, ConfigError
 from duplex.scheduler.contract import SlotFrame, SlotResult, SlotSettings
-from duplex.thinker_talker.native.device_engine import DeviceEngine
-from duplex.thinker_talker.native.graph_recorder import RecordedGraphs
-from duplex.thinker_talker.native.graphs import GraphError
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.graph_recorder import RecordedGraphs
+from duplex.thinker_talker.native.device.graphs import GraphError
 
 
 def engine(max_slots: int = 4, *, opened: bool = False, recorded: bool = False, seed: int | None = 11) -> DeviceEngine:

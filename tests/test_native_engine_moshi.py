@@ -10,11 +10,11 @@ from native_tiny import tiny_lm, tiny_mimi
 from duplex.codecs.mimi import MimiCodec
 from duplex.errors import AgentFaultError
 from duplex.scheduler.contract import SlotFrame, SlotResult, SlotSettings
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.device_engine import DeviceEngine
-from duplex.thinker_talker.native.engine_parts import EngineParts, opening
-from duplex.thinker_talker.native.graph_recorder import RecordedGraphs
-from duplex.thinker_talker.native.sampling import Sampling
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.engine_parts import EngineParts, opening
+from duplex.thinker_talker.native.device.graph_recorder import RecordedGraphs
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
+from duplex.thinker_talker.native.model.sampling import Sampling
 
 FRAME = 1920
 PADDING = 3

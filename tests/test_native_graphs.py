@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duplex.errors import AgentFullError, ConfigError
-from duplex.thinker_talker.native.graph_recorder import RecordedGraphs
-from duplex.thinker_talker.native.graphs import GraphError, GraphRunner, backend_for
-from duplex.thinker_talker.native.placement import Move, Placement, batch_sizes, smallest_that_fits
+from duplex.thinker_talker.native.device.graph_recorder import RecordedGraphs
+from duplex.thinker_talker.native.device.graphs import GraphError, GraphRunner, backend_for
+from duplex.thinker_talker.native.device.placement import Move, Placement, batch_sizes, smallest_that_fits
 
 
 class Notebook:

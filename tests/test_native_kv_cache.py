@@ -9,9 +9,9 @@ import torch
 from native_tiny import CARD, USER_Q, tiny_lm
 
 from duplex.benchmarks.engine.long_call import TINY, LongCall, long_call
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.kv_cache import KvLayer, KvLayout, pack, unpack
-from duplex.thinker_talker.native.sampling import Sampling
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
+from duplex.thinker_talker.native.model.kv_cache import KvLayer, KvLayout, pack, unpack
+from duplex.thinker_talker.native.model.sampling import Sampling
 
 GREEDY = Sampling(temperature_text=0.0, temperature_audio=0.0)
 

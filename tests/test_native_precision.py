@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from native_tiny import CARD, tiny_lm, tiny_mimi_config
 
 from duplex.errors import ConfigError
-from duplex.thinker_talker.native.int8_linear import (
+from duplex.thinker_talker.native.checkpoints.int8_linear import (
     Int8Linear,
     dequantise_rows,
     plain_product,
     product_on,
     quantise_rows,
 )
-from duplex.thinker_talker.native.precision import (
+from duplex.thinker_talker.native.checkpoints.precision import (
     Precision,
     apply_precision,
     part_of,
@@ -27,8 +27,8 @@ from duplex.thinker_talker.native.precision import (
     read_bytes,
     weight_bytes,
 )
-from duplex.thinker_talker.native.precision_error import as_table, greedy_history, measure, measure_codec
-from duplex.thinker_talker.native.random_weights import random_lm
+from duplex.thinker_talker.native.checkpoints.precision_error import as_table, greedy_history, measure, measure_codec
+from duplex.thinker_talker.native.checkpoints.random_weights import random_lm
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from native_tiny import CARD, DEP_Q, TEXT_CARD, USER_Q, tiny_lm
 
 from duplex.errors import ConfigError
-from duplex.thinker_talker.native import prompt
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.backbone_state import BackboneState
-from duplex.thinker_talker.native.sampling import Sampling
+from duplex.thinker_talker.native.model import prompt
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
+from duplex.thinker_talker.native.model.backbone_state import BackboneState
+from duplex.thinker_talker.native.model.sampling import Sampling
 
 STREAMS = 1 + DEP_Q + USER_Q
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from duplex.errors import ConfigError
-from duplex.thinker_talker.native.sampling import (
+from duplex.thinker_talker.native.model.sampling import (
     Sampling,
     TopK,
     choose,

@@ -17,8 +17,8 @@ from native_tiny import tiny_checkpoint
 
 from duplex.cli import serve_main
 from duplex.config import Config, validated
+from duplex.thinker_talker.native.checkpoints.precision import precision_of
 from duplex.thinker_talker.native.options import NativeOptions
-from duplex.thinker_talker.native.precision import precision_of
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from native_tiny import TEXT_CARD, tiny_tokenizer
 
 from duplex.errors import ConfigError, WeightsCorruptError, WeightsMissingError
-from duplex.thinker_talker.native.text_tokens import ByteTokens, SentencePieceTokens, TextStream
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens, SentencePieceTokens, TextStream
 
 
 @pytest.fixture(scope="session")

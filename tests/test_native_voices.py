@@ -16,11 +16,11 @@ from duplex.errors import ConfigError
 from duplex.frames import Samples
 from duplex.scheduler.contract import SlotSettings
 from duplex.testing import tone
-from duplex.thinker_talker.native.config import PRESETS, parse_config, preset
-from duplex.thinker_talker.native.persona import MIMI_SILENCE, MIMI_SINE, Prompts, wrapped
-from duplex.thinker_talker.native.tensors import CHOOSE
-from duplex.thinker_talker.native.text_tokens import ByteTokens
-from duplex.thinker_talker.native.voices import SPEECH_DBFS, Codes, VoiceFolder, levelled
+from duplex.thinker_talker.native.checkpoints.config import PRESETS, parse_config, preset
+from duplex.thinker_talker.native.checkpoints.persona import MIMI_SILENCE, MIMI_SINE, Prompts, wrapped
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens
+from duplex.thinker_talker.native.checkpoints.voices import SPEECH_DBFS, Codes, VoiceFolder, levelled
+from duplex.thinker_talker.native.model.tensors import CHOOSE
 
 FRAME_S, FRAME = 0.08, 1920
 PAUSE = 6

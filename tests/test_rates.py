@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duplex.rates import PacketResampler
 from duplex.errors import ConfigError
 from duplex.frames import Samples
+from duplex.rates import PacketResampler
 
 LINES = [(8_000, 24_000), (24_000, 8_000), (16_000, 24_000), (24_000, 16_000), (24_000, 48_000), (48_000, 24_000)]
 LINES += [(44_100, 24_000), (24_000, 44_100), (24_000, 24_000)]

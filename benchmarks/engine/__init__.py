@@ -85,8 +85,8 @@ def _run(args: argparse.Namespace, console: Console) -> None:
     from duplex.benchmarks.engine.plans import Plan, measure
     from duplex.benchmarks.engine.report import as_json, print_table, verdicts
     from duplex.benchmarks.server_process import machine
-    from duplex.thinker_talker.native.engine_loading import device_named
-    from duplex.thinker_talker.native.engine_options import EngineOptions
+    from duplex.thinker_talker.native.device.engine_loading import device_named
+    from duplex.thinker_talker.native.device.engine_options import EngineOptions
 
     device = device_named(args.device)
     tiny = args.preset == "tiny" and args.weights is None

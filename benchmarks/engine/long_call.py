@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.random_weights import random_lm
+from duplex.thinker_talker.native.checkpoints.random_weights import random_lm
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
 
 STEPS_PER_MINUTE = 750  # 12.5 a second
 

@@ -17,10 +17,10 @@ from duplex.codec import SlotCodec
 from duplex.codecs.mimi import MimiCodec
 from duplex.codecs.mimi import load as load_mimi
 from duplex.errors import ConfigError, DuplexError
-from duplex.thinker_talker.native.device_engine import DeviceEngine
-from duplex.thinker_talker.native.engine_loading import Model, engine_of, load_codec, load_model
-from duplex.thinker_talker.native.engine_options import EngineOptions
-from duplex.thinker_talker.native.memory import tensor_bytes
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.engine_loading import Model, engine_of, load_codec, load_model
+from duplex.thinker_talker.native.device.engine_options import EngineOptions
+from duplex.thinker_talker.native.device.memory import tensor_bytes
 
 Say = Callable[[str], None]
 _ROUNDS = 5  # our loop and the package's take turns at one session, so that both see the same machine

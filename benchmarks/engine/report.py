@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duplex.benchmarks.engine.measures import DEADLINE_S, IN_TURNS, Row, Spread, one_after_the_other, sessions_held
-from duplex.thinker_talker.native.memory import in_words
+from duplex.thinker_talker.native.device.memory import in_words
 
 _PARTS = ("copy", "encode", "temporal", "depth", "decode")
 

@@ -18,7 +18,7 @@ from duplex.benchmarks.engine.measures import DEADLINE_S, Spread
 from duplex.benchmarks.engine.stock import StockLoop
 from duplex.errors import AgentError, DuplexError
 from duplex.scheduler import Delivery, Ended, Engine, Scheduler, SchedulerOptions, SlotFrame, SlotSettings, Stepped
-from duplex.thinker_talker.native.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
 
 MODEL_PARTS = ("encode", "temporal", "depth", "decode")
 _WARM_UP_STEPS = 6

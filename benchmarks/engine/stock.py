@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from duplex.thinker_talker.native.part_times import ClockPartTimes, CudaPartTimes, PartTimes
+from duplex.thinker_talker.native.device.part_times import ClockPartTimes, CudaPartTimes, PartTimes
 
 
 class StockLoop:

@@ -16,13 +16,13 @@ import torch
 from duplex.codecs.mimi import load as load_mimi
 from duplex.errors import AgentFaultError, ConfigError
 from duplex.scheduler.contract import SlotFrame, SlotResult, SlotSettings
-from duplex.thinker_talker.native import attention_kernel
-from duplex.thinker_talker.native.device_engine import DeviceEngine
-from duplex.thinker_talker.native.engine_loading import load_engine
-from duplex.thinker_talker.native.engine_options import EngineOptions
-from duplex.thinker_talker.native.graphs import CudaGraphs, GraphError, GraphRunner
-from duplex.thinker_talker.native.int8_linear import plain_product, product_on
-from duplex.thinker_talker.native.sampling import choose, index_table, stream_keys, stream_table
+from duplex.thinker_talker.native.checkpoints.int8_linear import plain_product, product_on
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.engine_loading import load_engine
+from duplex.thinker_talker.native.device.engine_options import EngineOptions
+from duplex.thinker_talker.native.device.graphs import CudaGraphs, GraphError, GraphRunner
+from duplex.thinker_talker.native.model import attention_kernel
+from duplex.thinker_talker.native.model.sampling import choose, index_table, stream_keys, stream_table
 
 CUDA = torch.device("cuda", 0)
 FRAME = 1920

@@ -16,11 +16,11 @@ from duplex.clock import Clock
 from duplex.config import validated
 from duplex.errors import AgentFullError
 from duplex.frames import PACKET_SAMPLES
+from duplex.thinker_talker.native.checkpoints.voices import VoiceFolder
 
 from .native_session import NativeSession, check_voice
 from .options import NativeOptions
 from .serving import EngineServing, Served, Serving, load_native
-from .voices import VoiceFolder
 
 FRAME_PACKETS = 4
 FRAME_SAMPLES = FRAME_PACKETS * PACKET_SAMPLES  # 1920: the family's frame at 24 kHz

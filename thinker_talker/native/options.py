@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 
 from duplex.config import Settings, validated
 from duplex.scheduler import SchedulerOptions
-
-from .engine_options import EngineOptions
+from duplex.thinker_talker.native.device.engine_options import EngineOptions
 
 Preset = Literal["eager", "balanced", "patient"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from duplex.conversation import Role
+from duplex.thinker_talker.native.checkpoints.text_tokens import TextVocabulary
 
 from .spoken_text import spoken_s
-from .text_tokens import TextVocabulary
 
 _TAIL_S = 1.6  # after the last word, at most, until it has been said
 

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from duplex.errors import AgentFullError, MissingDependencyError
 from duplex.frames import Samples
 from duplex.scheduler import Deliver, Engine, Scheduler, SchedulerMetrics, SchedulerOptions, SlotSettings
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
 
 from .options import NativeOptions
-from .text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
 
 log = logging.getLogger("duplex.native")
 
@@ -79,7 +79,7 @@ def load_native(options: NativeOptions) -> Loaded:
         import torch  # noqa: F401  (before what needs it, so that its absence is told with what mends it)
     except ImportError as error:
         raise MissingDependencyError("torch", "moshi") from error
-    from .engine_loading import engine_of, load_codec, load_model
+    from duplex.thinker_talker.native.device.engine_loading import engine_of, load_codec, load_model
 
     engine_options = options.engine()
     if options.weights is None:

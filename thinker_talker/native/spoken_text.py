@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from duplex.agent import Word
 from duplex.frames import SAMPLE_RATE_HZ
-
-from .text_tokens import TextStream, TextVocabulary
+from duplex.thinker_talker.native.checkpoints.text_tokens import TextStream, TextVocabulary
 
 _SECONDS_PER_CHAR, _SECONDS_PER_WORD = 0.06, 0.1  # about 160 words of English a minute
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from duplex.codec import SlotCodec
+from duplex.thinker_talker.native.model.kv_cache import KvLayout, pack, unpack
 
-from .kv_cache import KvLayout, pack, unpack
 from .package import moshi_loaders
 from .precision import DTYPES, Format, Part, Precision, apply_precision, weight_bytes
 

@@ -13,20 +13,26 @@ from duplex.errors import ConfigError
 from duplex.frames import Samples
 from duplex.registry import lookup
 from duplex.scheduler.contract import SlotSettings
-from duplex.thinker_talker.native.backbone import Backbone, BackboneOptions
-from duplex.thinker_talker.native.checkpoint import Checkpoint, find_checkpoint, load_lm
-from duplex.thinker_talker.native.config import ModelConfig, preset
-from duplex.thinker_talker.native.device_engine import DeviceEngine
-from duplex.thinker_talker.native.engine_options import EngineOptions
-from duplex.thinker_talker.native.engine_parts import Codes, EngineParts
-from duplex.thinker_talker.native.graphs import backend_for
-from duplex.thinker_talker.native.memory import free_bytes, in_words, slots_that_fit, tensor_bytes, total_bytes
-from duplex.thinker_talker.native.persona import Prompts
-from duplex.thinker_talker.native.precision import Precision, apply_precision, precision_of, read_bytes, weight_bytes
-from duplex.thinker_talker.native.random_weights import random_lm
-from duplex.thinker_talker.native.sampling import Sampling
-from duplex.thinker_talker.native.text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
-from duplex.thinker_talker.native.voices import VoiceFolder
+from duplex.thinker_talker.native.checkpoints.checkpoint import Checkpoint, find_checkpoint, load_lm
+from duplex.thinker_talker.native.checkpoints.config import ModelConfig, preset
+from duplex.thinker_talker.native.checkpoints.persona import Prompts
+from duplex.thinker_talker.native.checkpoints.precision import (
+    Precision,
+    apply_precision,
+    precision_of,
+    read_bytes,
+    weight_bytes,
+)
+from duplex.thinker_talker.native.checkpoints.random_weights import random_lm
+from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
+from duplex.thinker_talker.native.checkpoints.voices import VoiceFolder
+from duplex.thinker_talker.native.device.device_engine import DeviceEngine
+from duplex.thinker_talker.native.device.engine_options import EngineOptions
+from duplex.thinker_talker.native.device.engine_parts import Codes, EngineParts
+from duplex.thinker_talker.native.device.graphs import backend_for
+from duplex.thinker_talker.native.device.memory import free_bytes, in_words, slots_that_fit, tensor_bytes, total_bytes
+from duplex.thinker_talker.native.model.backbone import Backbone, BackboneOptions
+from duplex.thinker_talker.native.model.sampling import Sampling
 
 MOST_SLOTS = 64
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from duplex.thinker_talker.native.graphs import Replay
+from duplex.thinker_talker.native.device.graphs import Replay
 
 HOST_ASKED = frozenset(
     {
@@ -86,7 +86,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 class RecordedGraphs:
-    """A :class:`~duplex.thinker_talker.native.graphs.GraphBackend`."""
+    """A :class:`~duplex.thinker_talker.native.device.graphs.GraphBackend`."""
 
     def __init__(self) -> None:
         self.recorded = 0

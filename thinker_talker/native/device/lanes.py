@@ -23,11 +23,11 @@ import torch
 from torch.nn import functional
 
 from duplex.codec import SlotCodec, SlotState
-from duplex.thinker_talker.native.engine_parts import Backbone
-from duplex.thinker_talker.native.graphs import Buffers, GraphBackend, GraphRunner, SlotFunction
-from duplex.thinker_talker.native.part_times import PartTimes
-from duplex.thinker_talker.native.staging import Field, Rows
-from duplex.thinker_talker.native.tensors import StepInputs, StepOutputs
+from duplex.thinker_talker.native.device.engine_parts import Backbone
+from duplex.thinker_talker.native.device.graphs import Buffers, GraphBackend, GraphRunner, SlotFunction
+from duplex.thinker_talker.native.device.part_times import PartTimes
+from duplex.thinker_talker.native.device.staging import Field, Rows
+from duplex.thinker_talker.native.model.tensors import StepInputs, StepOutputs
 
 
 class Lane:

@@ -32,14 +32,14 @@ from duplex.clock import Clock, MonotonicClock
 from duplex.codec import SlotState
 from duplex.errors import AgentFaultError, AgentFullError, ConfigError, DuplexError
 from duplex.scheduler.contract import Memory, SlotFrame, SlotResult, SlotSettings, StepTimes
-from duplex.thinker_talker.native.engine_parts import EngineParts, Prompt
-from duplex.thinker_talker.native.graphs import GraphBackend
-from duplex.thinker_talker.native.lanes import Lane
-from duplex.thinker_talker.native.memory import free_bytes, in_words, tensor_bytes
-from duplex.thinker_talker.native.part_times import ClockPartTimes, CudaPartTimes, PartTimes
-from duplex.thinker_talker.native.placement import Placement, batch_sizes, smallest_that_fits
-from duplex.thinker_talker.native.slot_rows import SavedRow, check_row, copy_row, load_row, save_row, transfer_row
-from duplex.thinker_talker.native.tensors import CHOOSE
+from duplex.thinker_talker.native.device.engine_parts import EngineParts, Prompt
+from duplex.thinker_talker.native.device.graphs import GraphBackend
+from duplex.thinker_talker.native.device.lanes import Lane
+from duplex.thinker_talker.native.device.memory import free_bytes, in_words, tensor_bytes
+from duplex.thinker_talker.native.device.part_times import ClockPartTimes, CudaPartTimes, PartTimes
+from duplex.thinker_talker.native.device.placement import Placement, batch_sizes, smallest_that_fits
+from duplex.thinker_talker.native.model.slot_rows import SavedRow, check_row, copy_row, load_row, save_row, transfer_row
+from duplex.thinker_talker.native.model.tensors import CHOOSE
 
 _log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ import numpy as np
 from duplex.errors import ConfigError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.scheduler.contract import SlotSettings
+from duplex.thinker_talker.native.device.engine_parts import Prompt, opening
 
 from .config import ModelConfig
-from .engine_parts import Prompt, opening
 from .text_tokens import TextVocabulary
 from .voices import Codes, Voice, VoiceFolder
 

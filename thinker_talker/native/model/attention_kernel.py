@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from duplex.thinker_talker.native.kv_cache import KvLayer, KvLayout
+from duplex.thinker_talker.native.model.kv_cache import KvLayer, KvLayout
 
 BLOCK = 32  # places that one step of the loop reads
 SPLITS = 8  # runs of places that are worked on side by side; the same for any number of slots, and so is the sum
@@ -124,8 +124,8 @@ _combine: Any = None if triton is None else triton.jit(_combine_kernel)
 def attend_step(
     queries: torch.Tensor, sink_queries: torch.Tensor | None, cache: KvLayer, bias: torch.Tensor
 ) -> torch.Tensor:
-    """As :func:`duplex.thinker_talker.native.attention.attend_step`, where a slot's valid places come first, as they do
-    in a :class:`~duplex.thinker_talker.native.kv_cache.KvLayer`, and there is at least one.
+    """As :func:`duplex.thinker_talker.native.model.attention.attend_step`, where a slot's valid places come first, as
+    they do in a :class:`~duplex.thinker_talker.native.model.kv_cache.KvLayer`, and there is at least one.
 
     Scores, softmax and sums are float32, keys and values exactly as stored.
     """
@@ -171,7 +171,7 @@ def _proved(device: torch.device) -> bool:
 
 def check(device: torch.device, dtype: torch.dtype, places: int = 200) -> None:
     """Raises ``ArithmeticError`` unless the kernel agrees with the plain functions on slots of several lengths."""
-    from duplex.thinker_talker.native import attention  # which imports this module
+    from duplex.thinker_talker.native.model import attention  # which imports this module
 
     layout = KvLayout(capacity=places, sinks=4, heads=2, dim=64, dtype=dtype)
     cache_ = KvLayer.empty(layout, 3, device)

@@ -12,15 +12,15 @@ import torch
 
 from duplex.codec import SlotCodec
 from duplex.scheduler.contract import SlotSettings
-from duplex.thinker_talker.native.sampling import Sampling
-from duplex.thinker_talker.native.tensors import CHOOSE, StepInputs, StepOutputs
+from duplex.thinker_talker.native.model.sampling import Sampling
+from duplex.thinker_talker.native.model.tensors import CHOOSE, StepInputs, StepOutputs
 
 Codes = npt.NDArray[np.int64]
 
 
 class Backbone(Protocol):
     """What an engine needs of a language model over text and audio streams:
-    :class:`duplex.thinker_talker.native.backbone.Backbone`, whose docstrings tell the rest."""
+    :class:`duplex.thinker_talker.native.model.backbone.Backbone`, whose docstrings tell the rest."""
 
     dep_q: int
     n_user: int

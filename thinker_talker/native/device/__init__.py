@@ -1,0 +1,1 @@
+"""What owns the device: buffers, graphs, and the engine the scheduler steps."""
