@@ -24,9 +24,9 @@ class _Rows:
 
 @dataclass(slots=True)
 class StepInputs(_Rows):
-    """``active`` bool[n]. ``user_codes`` int64[n, n_user]: the frame that begins at this step. ``forced_text`` int64[n]:
-    this step's token or :data:`CHOOSE`. ``forced_audio`` int64[n, dep_q]: of the agent's frame that begins at this
-    step, each codebook a token or :data:`CHOOSE` (delayed codebooks are made, so forced, in later steps)."""
+    """``active`` bool[n]. ``user_codes`` int64[n, n_user]: the frame that begins at this step. ``forced_text``
+    int64[n]: this step's token or :data:`CHOOSE`. ``forced_audio`` int64[n, dep_q]: of the agent's frame that begins
+    at this step, each codebook a token or :data:`CHOOSE` (delayed codebooks are made, so forced, in later steps)."""
 
     active: torch.Tensor
     user_codes: torch.Tensor
