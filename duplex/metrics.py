@@ -69,7 +69,7 @@ class Metrics:
     def include(self, agent: object) -> None:
         """What ``agent`` counts for itself, if it does, belongs to the page from now on."""
         if isinstance(agent, Counting) and agent.registry is not None:
-                self.registry.register(agent.registry)  # a registry collects, too
+            self.registry.register(agent.registry)  # a registry collects, too
 
     def exposition(self) -> bytes:
         """The text format Prometheus scrapes."""
