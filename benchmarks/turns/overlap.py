@@ -11,6 +11,7 @@ from duplex.benchmarks.turns.play import (
     STORYTELLER,
     Build,
     Sayable,
+    ask,
     begin_story,
     in_mid_speech,
     made,
@@ -47,10 +48,12 @@ async def over_a_story(
     link: Link = PERFECT,
     after_ms: float = _AFTER_MS,
     to_answer: bool = False,
+    first: Build | None = None,
 ) -> OverStory:
     """A call of its own: a story is begun, and what ``build`` makes is said over it after ``wait_ms`` of it.
 
     The call goes on for ``after_ms`` from the end of that; with ``to_answer`` at least until the agent speaks again.
+    ``first`` is said and answered before all that: the agent has heard its user then, and could know them again.
 
     A small model that has been cut off often tells ever shorter stories; a new call forgets that.
     """
@@ -59,6 +62,8 @@ async def over_a_story(
     voiced: Span | None = None
     async with called(bench, CallOptions(instructions=STORYTELLER, link=link)) as call:
         await call.wait_ms(300.0)
+        if first is not None:
+            await meet(call, first, number)
         began_ms = call.now_ms
         if await begin_story(call, number) and await in_mid_speech(call, rng.uniform(*wait_ms)):
             voiced = await say(call, what)
@@ -66,6 +71,12 @@ async def over_a_story(
                 await until_answered(call)
             await after(call, voiced, after_ms)
     return OverStory(await recording_of(call), what, began_ms, voiced)
+
+
+async def meet(call: Call, first: Build, number: int) -> None:
+    """The user says something, and is answered."""
+    await ask(call, await made(first, number))
+    await call.wait_quiet(700.0, timeout_s=20.0)
 
 
 async def after(call: Call, voiced: Span, at_most_ms: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from itertools import product
 
 from duplex.benchmarks.turns.contract import Bench, Call, CallOptions, Echo, Limit, Link, Scenario, Trial
-from duplex.benchmarks.turns.overlap import dismissible, over_a_story
+from duplex.benchmarks.turns.overlap import dismissible, meet, over_a_story
 from duplex.benchmarks.turns.play import ANSWER_TIMEOUT_S, STORYTELLER, Build, Sayable, Sound, begin_story, made, pick
 from duplex.benchmarks.turns.sizes import sizes_of
 from duplex.benchmarks.turns.told import replies
@@ -70,25 +70,31 @@ def silences(bench: Bench, trials: int) -> AsyncIterator[Trial]:
 
 
 async def _talker_over(bench: Bench, number: int) -> Trial:
-    told = await over_a_story(bench, 14, number, _talker(bench))
+    told = await over_a_story(bench, 14, number, _talker(bench), first=bench.material.question)
     return dismissible(14, bench, number, told, "false_stop")
 
 
 async def _talker_idle(bench: Bench, number: int) -> Trial:
     sound = await made(_talker(bench), number)
     async with called(bench, PLAIN) as call:
+        await call.wait_ms(300.0)
+        await meet(call, bench.material.question, number)
+        since_ms = call.now_ms
         await call.wait_ms(800.0)
         await call.play(sound.samples)
         await call.wait_ms(4000.0)
     recording = await recording_of(call)
-    replied = bool(spoken_unasked(recording, 0.0, recording.duration_ms))
-    trial = _unasked(14, bench, 500 + number, sound.name, recording, 0.0)
+    replied = bool(spoken_unasked(recording, since_ms, recording.duration_ms))
+    trial = _unasked(14, bench, 500 + number, sound.name, recording, since_ms)
     values = {"replied_idle": float(replied)}
     return Trial(14, trial.seed, sound.name, values, recording, trial.span, trial.failed, details=trial.details)
 
 
 async def talkers(bench: Bench, trials: int) -> AsyncIterator[Trial]:
-    """14: somebody else in the room, 15 dB below and muffled; over the agent's speech, and in its silence."""
+    """14: somebody else in the room, 15 dB below and muffled; over the agent's speech, and in its silence.
+
+    The user has asked something before: on a call on which nobody has spoken yet, whoever speaks is the user.
+    """
     async for trial in one_by_one(bench, 14, trials, _talker_over):
         yield trial
     async for trial in side_by_side(bench, 14, trials, _talker_idle, 2):
