@@ -60,6 +60,7 @@ class Ear:
         self._echo = EchoScore()
         self._pending = np.zeros(0, dtype=np.float32)
         self._reference = np.zeros(0, dtype=np.float32)
+        self._reference_silent = False
         self._end_pts: int | None = None
         self._on_window = on_window
         self.closed = False
@@ -80,11 +81,9 @@ class Ear:
         """On the worker: everything that these samples complete."""
         if self._end_pts is None:
             self._end_pts = pts
-        if reference is None:
-            reference = np.zeros_like(samples)
-        # Both pass through the same filter at the same time, so they stay beside each other to the sample.
-        self._pending = np.concatenate((self._pending, self._resampler.push(samples)))
-        self._reference = np.concatenate((self._reference, self._reference_resampler.push(reference)))
+        heard = self._resampler.push(samples)
+        self._pending = np.concatenate((self._pending, heard))
+        self._reference = np.concatenate((self._reference, self._referred(reference, len(samples), len(heard))))
         while len(self._pending) >= WINDOW_SAMPLES:
             window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
             played, self._reference = self._reference[:WINDOW_SAMPLES], self._reference[WINDOW_SAMPLES:]
@@ -94,6 +93,19 @@ class Ear:
             power = float(np.dot(window, window)) / WINDOW_SAMPLES
             level_dbfs = 10.0 * math.log10(power + 1e-12)
             self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.delay_ms))
+
+    def _referred(self, reference: Samples | None, n_samples: int, n_heard: int) -> Samples:
+        """What we played, beside what was heard to the sample: through the same filter at the same time.
+
+        While we are silent, and the filter has nothing left of us, it is not run: that would give zeros.
+        """
+        if reference is not None and reference.any():
+            self._reference_silent = False
+        elif self._reference_silent:
+            return np.zeros(n_heard, dtype=np.float32)
+        else:
+            self._reference_silent = True  # this packet flushes the filter, which is far shorter
+        return self._reference_resampler.push(np.zeros(n_samples, np.float32) if reference is None else reference)
 
 
 def _to_16k() -> StreamResampler:
