@@ -346,7 +346,8 @@ class CascadeSession:
         self._last_request += 1
         self._asked_pts[self._last_request] = self._pts
         if ask is Ask.FINAL:
-            out.append(Mark("listener_asked", self._clock.now()))
+            if self._final is None:
+                out.append(Mark("listener_asked", self._clock.now()))
             self._stream.request("final", self._last_request, commands=self._predictor.over_us)
         else:
             self._stream.request("partial", self._last_request, commands=self._predictor.over_us)
@@ -374,8 +375,9 @@ class CascadeSession:
         settles = self._predictor.transcript(transcript.text, transcript.confidence, final=final, asked_pts=asked_pts)
         if settles:
             misheard = self._final is not None and words_of(self._final) != words_of(self._partial)
+            if self._final is None or misheard:
+                out.append(Mark("listener_done", self._clock.now()))
             self._final = self._partial
-            out.append(Mark("listener_done", self._clock.now()))
             if misheard:
                 self._think_again()
             if self._waiting_reply is not None:
