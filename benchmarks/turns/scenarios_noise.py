@@ -84,9 +84,8 @@ async def _talker_idle(bench: Bench, number: int) -> Trial:
         await call.play(sound.samples)
         await call.wait_ms(4000.0)
     recording = await recording_of(call)
-    replied = bool(spoken_unasked(recording, since_ms, recording.duration_ms))
     trial = _unasked(14, bench, 500 + number, sound.name, recording, since_ms)
-    values = {"replied_idle": float(replied)}
+    values = {"replied_idle": float(trial.failed is not None)}
     return Trial(14, trial.seed, sound.name, values, recording, trial.span, trial.failed, details=trial.details)
 
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from duplex.errors import AgentFullError, MissingDependencyError
 from duplex.frames import Samples
 from duplex.scheduler import Deliver, Engine, Scheduler, SchedulerMetrics, SchedulerOptions, SlotSettings
-from duplex.thinker_talker.native.checkpoints.text_tokens import ByteTokens, SentencePieceTokens, TextVocabulary
+from duplex.thinker_talker.native.checkpoints.text_tokens import TextVocabulary
 
 from .options import NativeOptions
 
@@ -79,21 +79,14 @@ def load_native(options: NativeOptions) -> Loaded:
         import torch  # noqa: F401  (before what needs it, so that its absence is told with what mends it)
     except ImportError as error:
         raise MissingDependencyError("torch", "moshi") from error
-    from duplex.thinker_talker.native.device.engine_loading import engine_of, load_codec, load_model
+    from duplex.thinker_talker.native.device.engine_loading import engine_of, load_codec, load_model, text_vocabulary
 
     engine_options = options.engine()
     if options.weights is None:
         log.warning("random weights of preset %r: it will talk nonsense; give --weights", options.preset)
     model = load_model(engine_options)
     engine = engine_of(engine_options, model, load_codec(engine_options, model))
-    config, checkpoint = model.config, model.checkpoint
-    padding = (config.existing_text_padding_id, config.existing_text_end_padding_id)
-    tokens: TextVocabulary = (
-        ByteTokens(config.text_card, padding)
-        if checkpoint is None
-        else SentencePieceTokens(checkpoint.tokenizer, config.text_card, padding)
-    )
-    return Loaded(engine, tokens, TAGGED if config.model_type == "personaplex" else "{text}")
+    return Loaded(engine, text_vocabulary(model), TAGGED if model.config.model_type == "personaplex" else "{text}")
 
 
 class EngineServing:
