@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from duplex.config import Settings, validated
+from .turn_presets import TurnPresets
 
-Preset = Literal["eager", "balanced", "patient"]
 Evidence = Literal["prosody", "words", "expectation", "intonation", "floor", "length", "level", "echo", "question"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -38,7 +37,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class TurnOptions(Settings):
+class TurnOptions(TurnPresets):
     """When a turn begins, pauses and is over. Seconds of silence count from the last voiced sample.
 
     The silence that ends a turn depends on the evidence for its end, in logits z that add up: ``silence_most_s``
@@ -47,7 +46,7 @@ class TurnOptions(Settings):
     (A turn that is over stays open until the reply can be heard: ``session.commit_wait_s``.)
     """
 
-    preset: Preset = Field("balanced", description="where every setting that is not given comes from")
+    presets = PRESETS
     without: tuple[Evidence, ...] = Field((), description="evidence to do without; without all it is a silence timer")
 
     speech_threshold: float = Field(0.5, gt=0, lt=1, description="voice begins at this probability")
@@ -84,25 +83,8 @@ class TurnOptions(Settings):
     backchannels: bool = Field(False, description='whether we say "mm-hm" in a long turn of the user')
     backchannel_every_s: float = Field(5.0, gt=0, description="voice of the user between two of them")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            return {**PRESETS.get(str(given.get("preset", "balanced")), {}), **given}
-        return given
-
     @field_validator("without", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
         """A text such as "prosody, words" does too: the wire's table is flat."""
         return tuple(filter(None, (part.strip() for part in given.split(",")))) if isinstance(given, str) else given
-
-    def with_overrides(self, table: Mapping[str, Any] | None) -> TurnOptions:
-        """These options with a session's own on top; a ``preset`` among them starts from that preset instead.
-
-        Raises ``ConfigError`` that names the setting.
-        """
-        if not table:
-            return self
-        base = {} if "preset" in table else self.model_dump(exclude_unset=True)
-        return validated(TurnOptions, {**base, **table}, "turn_taking")

@@ -4,15 +4,14 @@ watching one."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from duplex.config import Settings, validated
+from duplex.config import Settings
 from duplex.scheduler import SchedulerOptions
 from duplex.thinker_talker.native.device.engine_options import EngineOptions
-
-Preset = Literal["eager", "balanced", "patient"]
+from duplex.thinker_talker.turn_presets import TurnPresets
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "eager": {"turn_end_s": 0.4, "interrupt_s": 0.56, "reply_end_s": 0.56},
@@ -21,12 +20,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class WatchOptions(Settings):
+class WatchOptions(TurnPresets):
     """When a native agent counts as speaking, and what the user is doing meanwhile. A native model takes turns by
     itself, so these decide what is *reported*, and when a model that does not yield has been interrupted.
     """
 
-    preset: Preset = Field("balanced", description="where every setting that is not given comes from")
+    presets = PRESETS
 
     agent_audible_dbfs: float = Field(-50.0, le=0, description="the loudest 20 ms of a frame that count as its voice")
     reply_end_s: float = Field(0.8, gt=0, description="padding and silence that end a reply")
@@ -44,23 +43,6 @@ class WatchOptions(Settings):
 
     interrupt_s: float = Field(0.8, gt=0, description="voice over ours that makes an interruption")
     backchannel_quiet_s: float = Field(0.32, gt=0, description="quiet after a shorter overlap: it was encouragement")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_preset(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            return {**PRESETS.get(str(given.get("preset", "balanced")), {}), **given}
-        return given
-
-    def with_overrides(self, table: Mapping[str, Any] | None) -> WatchOptions:
-        """These options with a session's own on top; a ``preset`` among them starts from that preset instead.
-
-        Raises ``ConfigError`` that names the setting.
-        """
-        if not table:
-            return self
-        base = {} if "preset" in table else self.model_dump(exclude_unset=True)
-        return validated(WatchOptions, {**base, **table}, "turn_taking")
 
 
 class SilenceOptions(Settings):
