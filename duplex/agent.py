@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from duplex.clock import Clock
-from duplex.conversation import Message, Role
+from duplex.conversation import Item, Role
 from duplex.errors import DuplexError
 from duplex.frames import Frame, Image, Samples
 from duplex.turn import Floor, User
@@ -35,6 +35,7 @@ class AgentInfo:
     """``packets_per_frame``: the agent's frame in 20 ms packets (a cascade 1, the Moshi family 4).
 
     ``native``: takes the floor by itself; the turn machine then watches instead of commanding.
+    ``calls_tools``: its thinker can be given tools (:class:`Tool`).
     ``deterministic``: the same frames and commands give the same output, within step and collect, so that a
     replay may run it anew.
     """
@@ -44,7 +45,25 @@ class AgentInfo:
     native: bool = False
     takes_images: bool = False
     voices: tuple[str, ...] = ()
+    calls_tools: bool = False
     deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the agent may ask for. ``parameters``: a JSON Schema of type object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """``required``: the reply has to call a tool; the one called ``name``, if that is given."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +71,17 @@ class AgentSettings:
     """What one session may choose. ``None`` means the agent's configured default.
 
     ``turn_taking``: how it takes turns, as a table the agent validates; ``preset`` names where to start from.
+    ``tools``: what its replies may ask for; an agent that cannot raises ``ConfigError`` for any.
+    ``silent``: replies are text alone, and no sound is made of them. ``max_output_tokens``: the longest reply.
     """
 
     instructions: str | None = None
     voice: str | None = None
     turn_taking: Mapping[str, Any] | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    silent: bool | None = None
+    max_output_tokens: int | None = None
 
 
 class Agent(Protocol):
@@ -137,15 +162,19 @@ class BeginReply:
     """Start on a reply to ``history`` plus, if ``to_open_turn``, what the user said in the open turn.
 
     ``speculative`` replies may be dropped before anyone hears them. ``say``: the reply is this text, word for word;
-    an agent that cannot do that ends it with an ``UnsupportedError``.
+    an agent that cannot do that ends it with an ``UnsupportedError``. What is None further on is as in the settings.
     """
 
     reply_id: str
-    history: tuple[Message, ...]
+    history: tuple[Item, ...]
     to_open_turn: bool = True
     speculative: bool = False
     instructions: str | None = None
     say: str | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    silent: bool | None = None
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +229,7 @@ class FillSilence:
 class Remember:
     """The conversation as it stands, told whenever it changed while nobody waits: read ahead if that helps."""
 
-    history: tuple[Message, ...]
+    history: tuple[Item, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +342,43 @@ class ReplyAudio:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallBegan:
+    """The reply asks for a tool. ``call_id``: unique in the session. It may speak before and besides."""
+
+    reply_id: str
+    call_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallArguments:
+    """The next piece of a call's arguments, JSON text."""
+
+    reply_id: str
+    call_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallEnd:
+    """The call is complete; ``arguments`` is all of it, a JSON object. Its result comes as an item of a later history."""
+
+    reply_id: str
+    call_id: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyUsage:
+    """Tokens of one reply, told before its ``ReplyEnd`` by agents that count. ``cached``: of the input's."""
+
+    reply_id: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyEnd:
     """No more of this reply will come. ``error``: why it ended early, if it did."""
 
@@ -360,6 +426,10 @@ AgentEvent = (
     | ReplyBegan
     | ReplyText
     | ReplyAudio
+    | ToolCallBegan
+    | ToolCallArguments
+    | ToolCallEnd
+    | ReplyUsage
     | ReplyEnd
     | Aside
     | Mark

@@ -31,45 +31,68 @@ class Message:
     unheard: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The agent asked for a tool. ``arguments``: JSON text, as the thinker wrote it."""
+
+    item_id: str
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool answered to the call ``call_id``: any text, usually JSON."""
+
+    item_id: str
+    call_id: str
+    output: str
+
+
+Item = Message | ToolCall | ToolResult
+
+
 class Conversation:
-    """Messages in order, by id. Bounded: past ``max_messages`` the oldest leave."""
+    """Items in order, by id. Bounded: past ``max_messages`` the oldest leave."""
 
     def __init__(self, max_messages: int = 400) -> None:
-        self._messages: dict[str, Message] = {}
+        self._items: dict[str, Item] = {}
         self._max = max_messages
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._items)
 
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self._messages.values())
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items.values())
 
-    def get(self, item_id: str) -> Message | None:
-        return self._messages.get(item_id)
+    def get(self, item_id: str) -> Item | None:
+        return self._items.get(item_id)
 
-    def put(self, message: Message) -> None:
-        """Adds a message, or replaces the one with the same id in its place."""
-        self._messages[message.item_id] = message
-        while len(self._messages) > self._max:
-            del self._messages[next(iter(self._messages))]
+    def put(self, item: Item) -> None:
+        """Adds an item, or replaces the one with the same id in its place."""
+        self._items[item.item_id] = item
+        while len(self._items) > self._max:
+            del self._items[next(iter(self._items))]
 
     def remove(self, item_id: str) -> bool:
-        return self._messages.pop(item_id, None) is not None
+        return self._items.pop(item_id, None) is not None
 
     def truncate(self, item_id: str, text: str) -> Message | None:
         """Keeps only what was heard of an assistant message. Returns the message as it stands now."""
-        message = self._messages.get(item_id)
-        if message is None:
+        message = self._items.get(item_id)
+        if not isinstance(message, Message):
             return None
         if not text:
-            del self._messages[item_id]
+            del self._items[item_id]
             return None
         unheard = words_after(message.text, text)
-        self._messages[item_id] = replace(message, text=text, cut_off=True, unheard=unheard)
-        return self._messages[item_id]
+        kept = replace(message, text=text, cut_off=True, unheard=unheard)
+        self._items[item_id] = kept
+        return kept
 
-    def snapshot(self) -> tuple[Message, ...]:
-        return tuple(self._messages.values())
+    def snapshot(self) -> tuple[Item, ...]:
+        return tuple(self._items.values())
 
 
 def words_after(text: str, heard: str) -> str:

@@ -136,6 +136,56 @@ class ReplyAudioStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallStarted:
+    """The reply asks for a tool; the call is an item of its own. Its result is asked of the client, or of the bot."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    previous_item_id: str | None
+    call_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    at: At
+    reply_id: str
+    item_id: str
+    call_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDone:
+    """``arguments``: a JSON object, as text."""
+
+    at: At
+    reply_id: str
+    item_id: str
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResultAdded:
+    at: At
+    item_id: str
+    previous_item_id: str | None
+    call_id: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPressed:
+    """A key of the caller's telephone: one of 0-9, ``*``, ``#``, A-D."""
+
+    at: At
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlayoutProgress:
     """How far a reply got. ``evidence``: where "heard" comes from; ``error_ms``: its bound."""
 
@@ -244,6 +294,11 @@ Event = (
     | ReplyTextAdded
     | ReplyWords
     | ReplyAudioStarted
+    | ToolCallStarted
+    | ToolCallDelta
+    | ToolCallDone
+    | ToolResultAdded
+    | KeyPressed
     | PlayoutProgress
     | ReplyHeld
     | ReplyResumed

@@ -35,6 +35,22 @@ class AddMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class AddToolResult:
+    """What a tool answered. It is known to the next reply; ``CreateReply`` asks for that."""
+
+    call_id: str
+    output: str
+    item_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PressKey:
+    """The caller pressed a key of their telephone: one of 0-9, ``*``, ``#``, A-D."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveMessage:
     item_id: str
 
@@ -75,6 +91,8 @@ Request = (
     | CommitInput
     | ClearInput
     | AddMessage
+    | AddToolResult
+    | PressKey
     | RemoveMessage
     | CreateReply
     | CancelReply

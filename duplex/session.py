@@ -49,7 +49,7 @@ from duplex.agent import (
 )
 from duplex.clock import Clock
 from duplex.config import SessionConfig
-from duplex.conversation import Conversation, Message
+from duplex.conversation import Conversation, Message, ToolResult
 from duplex.errors import AgentFaultError, ConfigError, DuplexError, InvalidEventError
 from duplex.floor import FloorKeeper
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, Packet, ms_to_samples, samples_to_ms
@@ -335,6 +335,13 @@ class Session:
                 previous, floor.last_item_id = floor.last_item_id, message.item_id
                 self.conversation.put(message)
                 self._line.emit(ev.ItemAdded(self._at(), message.item_id, role, text, previous))
+            case rq.AddToolResult(call_id=call_id, output=output, item_id=item_id):
+                result = ToolResult(item_id or floor.new_id("item"), call_id, output)
+                previous, floor.last_item_id = floor.last_item_id, result.item_id
+                self.conversation.put(result)
+                self._line.emit(ev.ToolResultAdded(self._at(), result.item_id, previous, call_id, output))
+            case rq.PressKey(key=key):
+                self._line.emit(ev.KeyPressed(self._at(), key))
             case rq.RemoveMessage(item_id=item_id):
                 if not self.conversation.remove(item_id):
                     raise InvalidEventError(f"There is no item {item_id!r}.", param="item_id")

@@ -56,7 +56,7 @@ from duplex.agent import (
 )
 from duplex.clock import Clock
 from duplex.config import validated
-from duplex.conversation import Message
+from duplex.conversation import Item
 from duplex.errors import AgentFaultError, AgentFullError
 from duplex.frames import SAMPLE_RATE_HZ, Image, Samples
 from duplex.turn import Floor, User
@@ -173,7 +173,7 @@ class CascadeSession:
         self._begun: BeginReply | None = None  # the one being made to the open turn
         self._works: dict[str, ReplyWork] = {}
         self._images: deque[Image] = deque(maxlen=max(1, options.images_per_prompt))
-        self._history: tuple[Message, ...] = ()  # as of the last reply, for reading ahead
+        self._history: tuple[Item, ...] = ()  # as of the last reply, for reading ahead
         self._closed = False
         self._read_ahead("")
 
@@ -473,7 +473,7 @@ class CascadeSession:
         work.start(self._thinker, talker, request)
 
     def _prompt(
-        self, history: Sequence[Message], said: str | None, instructions: str | None = None
+        self, history: Sequence[Item], said: str | None, instructions: str | None = None
     ) -> tuple[th.Message, ...]:
         system = instructions or self._settings.instructions or self._options.instructions
         sees = self._engines.thinker.takes_images and self._options.images_per_prompt

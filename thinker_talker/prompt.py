@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from duplex.conversation import Message, Role
+from duplex.conversation import Item, Message, Role
 from duplex.frames import Image
 
 from . import thinker as th
@@ -16,7 +16,7 @@ _ROLES: Mapping[Role, th.Role] = {Role.SYSTEM: "system", Role.USER: "user", Role
 
 
 def prompt(
-    system: str, history: Sequence[Message], said: str | None, pictures: tuple[Image, ...], *, tell_unheard: bool
+    system: str, history: Sequence[Item], said: str | None, pictures: tuple[Image, ...], *, tell_unheard: bool
 ) -> tuple[th.Message, ...]:
     """``said``: the open turn's words, shown with the newest ``pictures``; ``None`` if the user said nothing new.
 
@@ -24,6 +24,8 @@ def prompt(
     """
     messages = [th.Message("system", system)]
     for message in history:
+        if not isinstance(message, Message):
+            continue
         if message.cut_off and len(message.text.split()) < _WORTH_REMEMBERING_WORDS:
             continue
         text = f"{message.text} —" if message.cut_off else message.text
