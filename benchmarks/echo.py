@@ -74,7 +74,7 @@ class Case:
     person: Samples
 
 
-def cases(half: int, count: int, seed: int = 0) -> list[Case]:
+def cases(half: int, count: int, seed: int = 0, wobble_ms: float = 0.0) -> list[Case]:
     """``count`` calls of a half (0 tune, 1 report): two of five echo alone, one a person alone, two both."""
     rng = np.random.default_rng([seed, half, 11])
     ours = speak(*SENTENCES[half::2])
@@ -93,6 +93,7 @@ def cases(half: int, count: int, seed: int = 0) -> list[Case]:
             drive=float(rng.choice([0.0, 1.5])),
             dry_db=float(rng.choice([0.0, 6.0, 12.0])),
             decay_s=float(rng.uniform(0.1, 0.4)),
+            wobble_ms=wobble_ms,
             seed=1000 * half + number,
         )
         person, above_db = np.zeros_like(played), 0.0
@@ -296,12 +297,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=100, help="simulated calls of 11 s (default 100)")
     parser.add_argument("--half", choices=["tune", "report"], default="report")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--wobble-ms", type=float, default=0.0, help="how far the far player's buffer moves (default 0)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args(argv)
     silero = SileroModel(ModelStore().path("silero-vad") / "silero_vad.onnx")
-    calls = cases(["tune", "report"].index(options.half), options.cases, options.seed)
+    calls = cases(["tune", "report"].index(options.half), options.cases, options.seed, options.wobble_ms)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{len(calls)} simulated calls of {_CALL_S:g} s, {options.half} half, seed {options.seed} ({machine})\n")
+    print(
+        f"{len(calls)} simulated calls of {_CALL_S:g} s, {options.half} half, seed {options.seed}, wobble {options.wobble_ms:g} ms ({machine})\n"
+    )
     echo, alone, both = score_rows(calls, silero)
     tables = {
         f"Echo score, threshold {ECHO_THRESHOLD:g}": [*echo, *alone, *both],

@@ -21,6 +21,7 @@ Line = Literal["pcm", "opus", "phone"]
 _NOISE_DBFS = -70.0
 _BASS_HZ = 250.0  # small loudspeakers give nothing below
 _ROOM_S = 0.3
+_MOVES_A_SECOND = 0.5  # how often a player's buffer moves within speech
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class EchoPath:
     """``level_db``: the echo against the agent's voice (negative). ``delay_ms``: there, through the air and back.
 
     ``drive``: how far the loudspeaker is pushed into soft clipping, as the peak's multiple of its knee (0: linear).
-    ``dry_db``: the direct sound against everything the room adds. ``seed``: which room, and the noise.
+    ``dry_db``: the direct sound against everything the room adds. ``wobble_ms``: the far player's buffer moves by up to
+    that much, at each pause and now and then within speech. ``seed``: which room, and the noise.
     """
 
     level_db: float = -20.0
@@ -37,6 +39,7 @@ class EchoPath:
     drive: float = 0.0
     dry_db: float = 6.0
     decay_s: float = 0.25
+    wobble_ms: float = 0.0
     seed: int = 0
 
     def heard(self, agent: Samples, user: Samples | None = None) -> tuple[Samples, Samples]:
@@ -46,7 +49,7 @@ class EchoPath:
         """
         rng = np.random.default_rng([self.seed, 77])
         n = len(agent)
-        played = self.room(rng, self.loudspeaker(through(self.line, agent)))
+        played = self.room(rng, self.loudspeaker(self.player(through(self.line, agent))))
         power = float(np.mean(np.square(played))) + 1e-20
         gain = 10 ** (self.level_db / 20) * np.sqrt(float(np.mean(np.square(agent))) / power)
         at = ms_to_samples(self.delay_ms)
@@ -56,6 +59,24 @@ class EchoPath:
         if user is not None:
             microphone[: len(user)] += user
         return through(self.line, microphone), echo
+
+    def player(self, samples: Samples) -> Samples:
+        """As a player with a buffer that adapts puts it out: a moment of silence put in, or a little left out."""
+        if not self.wobble_ms:
+            return samples
+        rng = np.random.default_rng([self.seed, 78])
+        out = np.zeros_like(samples)
+        shift, quiet = 0, True
+        for start in range(0, len(samples), PACKET_SAMPLES):
+            packet = samples[start : start + PACKET_SAMPLES]
+            audible = float(np.dot(packet, packet)) > 1e-5 * len(packet)
+            if (audible and quiet) or rng.random() < _MOVES_A_SECOND * PACKET_SAMPLES / SAMPLE_RATE_HZ:
+                shift = ms_to_samples(float(rng.uniform(0.0, self.wobble_ms)))
+            quiet = not audible
+            at = start + shift
+            if at < len(out):
+                out[at : at + len(packet)] = packet[: len(out) - at]
+        return out
 
     def loudspeaker(self, samples: Samples) -> Samples:
         if self.drive > 0:

@@ -60,6 +60,7 @@ class Tape:
     def reset(self) -> None:
         self._ring[:] = 0.0
         self._end = 0  # pts after the newest packet
+        self._ever = 0  # and after the newest there ever was: what lies a ring before it was written over
         self._offset: int | None = None  # from heard pts to the line's
         self._off_frames = 0
 
@@ -76,6 +77,7 @@ class Tape:
                 self._ring[skipped % size : skipped % size + PACKET_SAMPLES] = 0.0
         self._ring[pts % size : pts % size + PACKET_SAMPLES] = samples
         self._end = max(self._end, pts + PACKET_SAMPLES)
+        self._ever = max(self._ever, self._end)
 
     def take_back(self, end_pts: int) -> None:
         """What was put from ``end_pts`` on will not be played after all."""
@@ -101,7 +103,7 @@ class Tape:
             if self._off_frames >= self.SLOW_FRAMES:
                 self._offset, self._off_frames = offset, 0
         start = frame.pts + self._offset
-        first = max(start, self._end - len(self._ring), 0)
+        first = max(start, self._ever - len(self._ring), 0)
         last = min(start + len(frame.samples), self._end)
         beside = silence(len(frame.samples))
         if first < last:
@@ -116,6 +118,7 @@ class EchoCancelledLine:
     """
 
     def __init__(self, line: Line, canceller: EchoCanceller, clock: Clock) -> None:
+        self.inner = line  # what a door can besides, a bot asks of its own line
         self._line, self._canceller, self._clock = line, canceller, clock
         self._tape = Tape()
         self._epoch_s: float | None = None  # when the line's first packet was due

@@ -62,6 +62,30 @@ def loud(samples: Samples, below_peak_db: float = 20.0) -> np.ndarray[tuple[int]
     return np.asarray(levels > levels.max() * 10 ** (-below_peak_db / 10))
 
 
+def test_a_player_whose_buffer_moves_is_followed(ours: Samples) -> None:
+    heard, echo = EchoPath(-10.0, 120.0, wobble_ms=25.0, seed=5).heard(ours)
+    found = estimates(heard, ours)
+    judged = loud(echo)[: len(found)]
+    judged[: round(0.4 * WINDOWS)] = False
+    strangers = np.array([estimate.score < ECHO for estimate in found]) & judged
+    in_a_row = strangers[:-3] & strangers[1:-2] & strangers[2:-1] & strangers[3:]
+    assert not in_a_row.any()  # four are what an overlap takes to begin
+    assert np.mean(strangers[judged]) < 0.06
+    assert found[-1].line_echoes
+
+
+def test_a_line_is_taken_to_echo_until_we_were_heard_to_speak_without(ours: Samples) -> None:
+    score = EchoScore()
+    silent = np.zeros(WINDOW_SAMPLES, dtype=np.float32)
+    played = soxr.resample(ours, SECOND, 16_000).astype(np.float32)
+    told = [
+        score.push(silent, played[i : i + WINDOW_SAMPLES], voice=False).line_echoes
+        for i in range(0, len(played) - WINDOW_SAMPLES, WINDOW_SAMPLES)
+    ]
+    assert told[0] and not told[-1]
+    assert 0.8 <= told.index(False) / WINDOWS <= 2.0
+
+
 @pytest.mark.parametrize("line", ["pcm", "opus", "phone"])
 @pytest.mark.parametrize(("level_db", "delay_ms"), [(-10.0, 40.0), (-20.0, 120.0), (-30.0, 250.0), (-20.0, 600.0)])
 def test_echo_alone_is_echo_from_the_first_quarter_second(

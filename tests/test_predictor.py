@@ -332,6 +332,26 @@ def test_words_heard_better_are_asked_about_again() -> None:
     assert pause.expected is None
 
 
+def test_on_a_line_that_echoes_a_voice_over_ours_has_to_last() -> None:
+    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING)
+    heard = [HeardWindow(n * WINDOW, WINDOW, 0.99, -20.0, line_echoes=True) for n in range(1, 5)]
+    assert [predictor.window(window, ours) for window in heard] == [User.IDLE] * 3 + [User.SPEAKING]
+
+
+def test_a_voice_that_soon_turns_out_to_be_ours_is_not_addressed_to_us() -> None:
+    """Some windows of an echo pass before its delay is found; what follows tells what they were."""
+    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING)
+    user = User.IDLE
+    for n in range(1, 30):
+        echo = 0.0 if n <= 4 else 0.9
+        user = predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99 if n < 10 else 0.01, -20.0, echo), ours)
+        if n == 12:
+            predictor.transcript("Once upon a time", 0.9, final=True, asked_pts=n * WINDOW)
+        if user is User.NOT_ADDRESSED:
+            break
+    assert user is User.NOT_ADDRESSED
+
+
 def test_over_us_one_window_of_a_sure_voice_is_enough_and_an_unsure_one_is_not() -> None:
     assert over_us().feed(0.032, 0.95).users[-1] is User.SPEAKING
     assert over_us().feed(0.032, 0.7).users[-1] is User.IDLE

@@ -36,7 +36,7 @@ class Window:
     """32 ms that were listened to, ending at ``end_pts`` (24 kHz samples).
 
     ``samples_16k``: float32[512]; ``probability`` of voice; ``level_dbfs``: RMS. ``echo``: the share of the last
-    256 ms' energy that is our own voice come back, 0 to 1, and ``echo_delay_ms`` how late it does, once known.
+    256 ms' energy that is our own voice come back, 0 to 1; ``line_echoes``: it does, or may, on this line.
     """
 
     end_pts: int
@@ -44,7 +44,7 @@ class Window:
     probability: float
     level_dbfs: float
     echo: float = 0.0
-    echo_delay_ms: float | None = None
+    line_echoes: bool = False
 
 
 OnWindow = Callable[[Window | AgentFaultError], None]
@@ -92,7 +92,7 @@ class Ear:
             self._end_pts += WINDOW_PTS
             power = float(np.dot(window, window)) / WINDOW_SAMPLES
             level_dbfs = 10.0 * math.log10(power + 1e-12)
-            self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.delay_ms))
+            self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.line_echoes))
 
     def _referred(self, reference: Samples | None, n_samples: int, n_heard: int) -> Samples:
         """What we played, beside what was heard to the sample: through the same filter at the same time.

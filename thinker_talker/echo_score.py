@@ -17,12 +17,17 @@ Everything runs at 8 kHz in windows of 32 ms, heard beside played. Three steps, 
 
 The score is the share of the last 256 ms of heard energy that the better of the two filters explains: 1 is
 echo, 0 is somebody else. A person who speaks over the echo lowers it as their energy grows.
+
+A player with a buffer moves what it plays by some milliseconds whenever that fills or runs dry, so the delay is not one
+for all of the last 256 ms: when it has moved, each window keeps the delay it was heard with, and the newest half is
+looked at by itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +50,8 @@ _TAPS = 64  # the short filter: 8 ms, of which
 _EARLY = 16  # 2 ms before the delay found
 _RIDGE = 1e-3
 
+_NEWEST = 4 * _N  # the newest half of them, 128 ms, which a delay that just moved is found in
+_SURE_NEWEST = 0.35
 _SURE = 0.3  # a peak believed at once
 _LIKELY = 0.18  # a peak believed when a second look finds it again
 _SAME_LAG = 4 * _PER_MS
@@ -52,7 +59,12 @@ _PLAIN = 0.8  # explained to this share by one filter, the other is not asked
 _EXPLAINED = 0.6  # the delay is plainly right: no need to look again soon
 _AGAIN = 2  # windows between looks while something is unexplained
 _SELDOM = 32  # and while all is well
+_LOUD = 1e-4  # mean square of a voice of ours that an echo would be heard of (−40 dBFS)
 _SILENCE = 1e-7  # mean square at which nobody hears anything (−70 dBFS)
+
+_ECHOED = 0.7  # a score that says: this line echoes
+_REMEMBERED = 2000  # windows of our own voice for which that is remembered, about a minute
+_PROVEN = 25  # windows of our voice without anybody's in them that show the line has no echo
 
 Array = npt.NDArray[np.float64]
 Spectra = npt.NDArray[np.complex128]
@@ -62,12 +74,14 @@ Spectra = npt.NDArray[np.complex128]
 class EchoEstimate:
     """``score``: share of the heard energy that is our own voice, 0 to 1. ``delay_ms``: how late it comes, if known.
 
-    ``residual_dbfs``: the level of what is left.
+    ``residual_dbfs``: the level of what is left. ``line_echoes``: our voice came back lately, or nobody can say yet
+    that it does not: we have hardly spoken on this call.
     """
 
     score: float
     delay_ms: float | None
     residual_dbfs: float
+    line_echoes: bool = False
 
 
 class EchoScore:
@@ -90,6 +104,9 @@ class EchoScore:
         self._fits: deque[_Fit | None] = deque([None] * _HISTORY, maxlen=_HISTORY)
         self._room: RoomFilter | None = None
         self._left: deque[float] = deque([0.0] * _HISTORY, maxlen=_HISTORY)  # energy the room filter left, by window
+        self._score_before = 0.0
+        self._clean = 0  # windows of our voice in which nothing like a voice was heard
+        self._echoed_for = 0  # windows for which the line is taken to echo
         self._total = 0.0  # energy of the windows explained together
 
     @property
@@ -118,17 +135,30 @@ class EchoScore:
             self._left.append(energy)
             return EchoEstimate(0.0, self.delay_ms, _dbfs(energy / _N))
         self._left.append(self._room_left(energy))
+        self._echoed_for = max(0, self._echoed_for - 1)
         if not voice:
-            return EchoEstimate(0.0, self.delay_ms, _dbfs(energy / _N))
+            self._clean += float(played @ played) > _LOUD * _N
+            return EchoEstimate(0.0, self.delay_ms, _dbfs(energy / _N), self._line_echoes)
         score = self._score()
         self._wait -= 1
+        if score <= _EXPLAINED < self._score_before:  # something new: our echo, moved, or a person
+            self._wait = 0
         if self._wait <= 0:
             if self._look():
                 score = self._score()
-            self._wait = _SELDOM if score > _EXPLAINED else _AGAIN
+            self._wait = _SELDOM if score > _EXPLAINED else 1 if self._score_before > _EXPLAINED else _AGAIN
         elif score <= _EXPLAINED:
             self._wait = min(self._wait, _AGAIN)
-        return EchoEstimate(score, self.delay_ms, _dbfs((1.0 - score) * self._total / len(self._heard)))
+        self._score_before = score
+        if score > _ECHOED:
+            self._echoed_for = _REMEMBERED
+        return EchoEstimate(
+            score, self.delay_ms, _dbfs((1.0 - score) * self._total / len(self._heard)), self._line_echoes
+        )
+
+    @property
+    def _line_echoes(self) -> bool:
+        return self._echoed_for > 0 or self._clean < _PROVEN
 
     # --- 1. where is it? -------------------------------------------------------------------------
 
@@ -137,14 +167,30 @@ class EchoScore:
         peak, lag = _correlate(self._heard, self._played[_N:])
         again = self._candidate is not None and abs(lag - self._candidate) <= _SAME_LAG
         self._candidate = lag if peak > _LIKELY else None
-        if peak < _LIKELY or (peak < _SURE and not again):
+        if self._lag is not None and (peak < _SURE or self._is_known(lag)):
+            newest, newest_lag = _correlate(self._heard[-_NEWEST:], self._played[_PLAYED - _NEWEST - _MAX_LAG :])
+            if newest > _SURE_NEWEST and not self._is_known(newest_lag):
+                peak, lag = newest, newest_lag
+        if peak < _LIKELY or (peak < _SURE and not again) or self._is_known(lag):
             return False
-        if self._lag is not None and abs(lag - self._lag) <= _PER_MS // 2:
-            return False
-        self._lag = max(lag, _EARLY)
-        self._fits.extend([None] * _HISTORY)
+        before, self._lag = self._lag, max(lag, _EARLY)
+        self._refit(before)
         self._follow_room()
         return True
+
+    def _is_known(self, lag: int) -> bool:
+        return self._lag is not None and abs(lag - self._lag) <= _PER_MS // 2
+
+    def _refit(self, before: int | None) -> None:
+        """The delay was ``before`` and is ``_lag``: finds since when, and lets older windows keep the old one."""
+        assert self._lag is not None
+        new = [self._fit(self._lag, age) for age in range(_HISTORY)]
+        best = new
+        if before is not None:
+            old = [self._fits[-1 - age] or self._fit(before, age) for age in range(_HISTORY)]
+            total = float(self._heard @ self._heard)
+            best = min((new[:age] + old[age:] for age in range(1, _HISTORY + 1)), key=lambda fits: _left(fits, total))
+        self._fits.extend(reversed(best))
 
     # --- 2. the short filter ---------------------------------------------------------------------
 
@@ -162,12 +208,7 @@ class EchoScore:
         for age in range(_HISTORY):
             if self._fits[-1 - age] is None:
                 self._fits[-1 - age] = self._fit(lag, age)
-        fits = [fit for fit in self._fits if fit is not None]
-        gram = np.sum([fit.gram for fit in fits], axis=0)
-        cross = np.sum([fit.cross for fit in fits], axis=0)
-        ridge = _RIDGE * np.trace(gram) / _TAPS + 1e-9
-        taps = np.linalg.solve(gram + ridge * np.eye(_TAPS), cross)
-        return float(self._total - 2.0 * taps @ cross + taps @ gram @ taps)
+        return _left([fit for fit in self._fits if fit is not None], self._total)
 
     def _fit(self, lag: int, age: int) -> _Fit:
         """The normal equations of the window ``age`` windows ago."""
@@ -193,9 +234,11 @@ class EchoScore:
         if self._room is not None and abs(self._room.offset - offset) < _N // 3:
             return
         self._room = RoomFilter(offset, self._gain(self._lag))
+        before = list(self._left)  # a window that the old delay explained stays explained
         for age in range(_HISTORY - 1, -1, -1):
             start = len(self._heard) - (age + 1) * _N
-            self._left.append(self._room.push(self._heard[start : start + _N], self._played_at(offset, age)))
+            left = self._room.push(self._heard[start : start + _N], self._played_at(offset, age))
+            self._left.append(min(left, before[-1 - age]))
 
     def _gain(self, lag: int) -> float:
         """Power of the echo against what is played, at most: as if all that was heard were echo."""
@@ -219,6 +262,15 @@ class _Fit:
 
     gram: Array
     cross: Array
+
+
+def _left(fits: Sequence[_Fit], total: float) -> float:
+    """What the best filter of ``_TAPS`` for all of these windows leaves of their energy, ``total``."""
+    gram = np.sum([fit.gram for fit in fits], axis=0)
+    cross = np.sum([fit.cross for fit in fits], axis=0)
+    ridge = _RIDGE * np.trace(gram) / _TAPS + 1e-9
+    taps = np.linalg.solve(gram + ridge * np.eye(_TAPS), cross)
+    return float(total - 2.0 * taps @ cross + taps @ gram @ taps)
 
 
 class RoomFilter:

@@ -56,7 +56,8 @@ class Edge(Enum):
 class HeardWindow:
     """One window of what was heard, ``n_samples`` long and ending at ``end_pts`` (24 kHz samples).
 
-    ``echo``: share of it that our own voice explains. ``pitch_hz``: of its voice, if it has one.
+    ``echo``: share of it that our own voice explains; ``line_echoes``: that comes back on this line, or may.
+    ``pitch_hz``: of its voice, if it has one.
     """
 
     end_pts: int
@@ -65,6 +66,7 @@ class HeardWindow:
     level_dbfs: float
     echo: float = 0.0
     pitch_hz: float | None = None
+    line_echoes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class _Stretch:
     voiced_samples: int = 0
     peak_dbfs: float = -120.0  # of its loudest window
     energy: float = 0.0  # mean-square power times samples, of its voice
-    echo: float = 0.0  # share times samples, of its voice
+    echo: float = 0.0  # share times samples, of its voice and of the echo in between
+    echo_samples: int = 0  # of what our own voice explains, and is not counted as its voice
     overlap: bool = False  # it began over our own voice
     our_question: bool = False
     final_text: str | None = None  # words up to the current pause
@@ -170,18 +173,28 @@ class TurnPredictor:
         # Also after we have fallen silent: an echo comes 40 to 400 ms late.
         if heard.echo >= o.echo_threshold and "echo" not in o.without:
             self.evidence["echo"] = heard.echo
+            if stretch is not None:
+                stretch.echo += heard.echo * heard.n_samples
+                stretch.echo_samples += heard.n_samples
             return False
         if not ours.speaking:
             return True
         faint = self.usual.below_db(heard.level_dbfs) >= o.faint_db and "level" not in o.without
         return self.voice or not faint
 
+    def _onset_needed_s(self, heard: HeardWindow, ours: OurSide) -> float:
+        o = self.options
+        if not ours.speaking:
+            return o.onset_s
+        if heard.line_echoes and "echo" not in o.without:
+            return o.echo_onset_s
+        return 0.0 if heard.probability >= o.overlap_sure else o.onset_s
+
     def _voiced(self, heard: HeardWindow, ours: OurSide) -> None:
         stretch = self._stretch
         if not self.voice:
             self._onset += heard.n_samples
-            sure = ours.speaking and heard.probability >= self.options.overlap_sure
-            if self._onset < _samples(self.options.onset_s) - 1 and not sure:
+            if self._onset < _samples(self._onset_needed_s(heard, ours)) - 1:
                 return
             self.voice = True
             start = heard.end_pts - self._onset
@@ -322,7 +335,7 @@ class TurnPredictor:
             quiet_s=quiet_s,
             words=stretch.words,
             settled=stretch.final_text is not None,
-            echo=stretch.echo / max(1, stretch.voiced_samples),
+            echo=stretch.echo / max(1, stretch.voiced_samples + stretch.echo_samples),
             below_usual_db=below_db if self.usual.known else None,
             our_question=stretch.our_question,
         )
