@@ -66,9 +66,11 @@ class StreamResampler:
         parts: list[Samples] = []
         while True:
             try:
-                parts.append(self._sink.pull().to_ndarray()[0])  # type: ignore[union-attr]
+                frame = self._sink.pull()
             except (self._av.BlockingIOError, self._av.EOFError):
                 break
+            assert isinstance(frame, self._av.AudioFrame)
+            parts.append(frame.to_ndarray()[0])
         return np.concatenate(parts) if parts else silence(0)
 
 

@@ -37,6 +37,7 @@ async def left() -> dict[str, float]:
     return {
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
+        "native_threads": len(list(Path("/proc/self/task").iterdir())),  # those of libraries too
         "sessions": sum(isinstance(thing, Session) for thing in gc.get_objects()),
         "memory_mb": resident_mb(),
     }
