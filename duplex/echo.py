@@ -8,12 +8,14 @@ between the two, the way to the far end and back, is for the canceller or the ec
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
+from duplex.bitrate import LinkReport, LinkReporting
 from duplex.clock import Clock
 from duplex.events import Event
 from duplex.frames import (
@@ -51,7 +53,7 @@ class Tape:
     """What we played, by ``pts`` of the line's own time line. Keeps ``keep_ms`` and what is sent ahead."""
 
     SLIP_SAMPLES = ms_to_samples(100.0)  # the two time lines moved against each other, at once,
-    SLOW_FRAMES = 50  # or by a packet or more for this many frames on end
+    RECENT_FRAMES = 25  # or by less, for this many frames on end
 
     def __init__(self, keep_ms: float = 2000.0) -> None:
         self._ring = silence(ms_to_samples(keep_ms) // PACKET_SAMPLES * PACKET_SAMPLES)
@@ -61,8 +63,7 @@ class Tape:
         self._ring[:] = 0.0
         self._end = 0  # pts after the newest packet
         self._ever = 0  # and after the newest there ever was: what lies a ring before it was written over
-        self._offset: int | None = None  # from heard pts to the line's
-        self._off_frames = 0
+        self._offsets: deque[int] = deque(maxlen=self.RECENT_FRAMES)  # from heard pts to the line's
 
     def put(self, pts: int, samples: Samples) -> None:
         """Enters float32[480] played from ``pts`` on (a multiple of 480). One put again replaces the first.
@@ -89,20 +90,15 @@ class Tape:
     def beside(self, frame: Frame, due_pts: int) -> Samples:
         """What was played while ``frame`` was recorded: float32, as long; silence where nothing was.
 
-        ``due_pts``: on the line's time line, the end of what is due to have been played by now. The first frame
-        ties the two time lines together. Frames that come early or late (a tick that was late brings two) do not
-        loosen the tie; a stall or a lasting shift ties them anew.
+        ``due_pts``: on the line's time line, the end of what is due to have been played by now. A frame that comes
+        late (a tick that was late brings two) finds more to be due than there was while it was recorded, so the two
+        time lines are tied by the least that was due beside a frame lately; a stall ties them anew.
         """
         offset = due_pts - frame.end_pts
-        if self._offset is None or abs(offset - self._offset) > self.SLIP_SAMPLES:
-            self._offset, self._off_frames = offset, 0
-        elif abs(offset - self._offset) < PACKET_SAMPLES:
-            self._off_frames = 0
-        else:
-            self._off_frames += 1
-            if self._off_frames >= self.SLOW_FRAMES:
-                self._offset, self._off_frames = offset, 0
-        start = frame.pts + self._offset
+        if self._offsets and abs(offset - min(self._offsets)) > self.SLIP_SAMPLES:
+            self._offsets.clear()
+        self._offsets.append(offset)
+        start = frame.pts + min(self._offsets)
         first = max(start, self._ever - len(self._ring), 0)
         last = min(start + len(frame.samples), self._end)
         beside = silence(len(frame.samples))
@@ -160,6 +156,9 @@ class EchoCancelledLine:
 
     def playout(self) -> PlayoutReport | None:
         return self._line.playout()
+
+    def take_link(self) -> LinkReport | None:
+        return self._line.take_link() if isinstance(self._line, LinkReporting) else None
 
     def emit(self, event: Event) -> None:
         self._line.emit(event)

@@ -29,6 +29,11 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
+def native_threads() -> int:
+    """Those of libraries too."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 async def left() -> dict[str, float]:
     """What there is now, once the thinkers of calls that are over had the moment they need to end."""
     for thread in [thread for thread in threading.enumerate() if thread.name.startswith("thinker-")]:
@@ -37,7 +42,7 @@ async def left() -> dict[str, float]:
     return {
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
-        "native_threads": len(list(Path("/proc/self/task").iterdir())),  # those of libraries too
+        "native_threads": native_threads(),
         "sessions": sum(isinstance(thing, Session) for thing in gc.get_objects()),
         "memory_mb": resident_mb(),
     }

@@ -7,8 +7,9 @@ from typing import Any, cast
 import numpy as np
 
 from duplex.frames import PACKET_SAMPLES, Samples
-from duplex.thinker_talker.ear import Ear, EarWorker
+from duplex.thinker_talker.ear import Ear, EarWorker, Window
 from duplex.thinker_talker.echo_score import EchoEstimate
+from duplex.thinker_talker.gain import VoiceGain
 from duplex.thinker_talker.silero import SileroModel
 
 
@@ -46,3 +47,28 @@ def test_our_own_voice_lies_beside_its_echo_also_after_we_were_silent() -> None:
     for heard, played in beside.shown:
         np.testing.assert_allclose(played, heard, atol=1e-6)
     assert sum(bool(played.any()) for _, played in beside.shown) > 30
+
+
+class Loudness:
+    """A detector that finds a voice in everything, and keeps how loud it was shown it."""
+
+    def __init__(self) -> None:
+        self.peaks: list[float] = []
+
+    def open(self) -> Loudness:
+        return self
+
+    def push(self, window: Samples) -> list[float]:
+        self.peaks.append(float(np.abs(window).max()))
+        return [0.9]
+
+
+def test_a_quiet_line_is_louder_for_the_detector_and_for_nothing_else() -> None:
+    detector, told = Loudness(), list[Window]()
+    ear = Ear(cast(EarWorker, None), cast(SileroModel, detector), cast(Any, told.append), VoiceGain())
+    quiet = np.full(PACKET_SAMPLES, 0.01, dtype=np.float32)  # -40 dBFS
+    for packet in range(150):
+        ear._work(packet * PACKET_SAMPLES, quiet, None)
+    assert detector.peaks[-1] > 5 * detector.peaks[0]
+    assert {round(window.level_dbfs) for window in told[2:]} == {-40}
+    assert np.abs(told[-1].samples_16k).max() < 0.011

@@ -22,12 +22,14 @@ from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.rates import StreamResampler
 
 from .echo_score import EchoScore
+from .gain import VoiceGain
 from .silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
 
 log = logging.getLogger("duplex.ear")
 
 WINDOW_PTS = WINDOW_SAMPLES * SAMPLE_RATE_HZ // SILERO_RATE_HZ  # 768 samples at 24 kHz
 _QUEUE_LIMIT = 4096  # frames waiting over all sessions; more means the machine does not keep up
+_OURS = 0.4  # a window that our own voice explains to this share says nothing about theirs
 _MAYBE_VOICE = 0.3  # quieter hints of a voice than this are not worth explaining as echo
 
 
@@ -53,11 +55,14 @@ OnWindow = Callable[[Window | AgentFaultError], None]
 class Ear:
     """One session's place at the worker. Not for use after ``close``."""
 
-    def __init__(self, worker: EarWorker, model: SileroModel, on_window: OnWindow) -> None:
+    def __init__(
+        self, worker: EarWorker, model: SileroModel, on_window: OnWindow, gain: VoiceGain | None = None
+    ) -> None:
         self._worker = worker
         self._resampler, self._reference_resampler = _to_16k(), _to_16k()
         self._stream = model.open()
         self._echo = EchoScore()
+        self._gain = gain
         self._pending = np.zeros(0, dtype=np.float32)
         self._reference = np.zeros(0, dtype=np.float32)
         self._reference_silent = False
@@ -87,11 +92,13 @@ class Ear:
         while len(self._pending) >= WINDOW_SAMPLES:
             window, self._pending = self._pending[:WINDOW_SAMPLES], self._pending[WINDOW_SAMPLES:]
             played, self._reference = self._reference[:WINDOW_SAMPLES], self._reference[WINDOW_SAMPLES:]
-            [probability] = self._stream.push(window)
+            [probability] = self._stream.push(window if self._gain is None else self._gain.apply(window))
             echo = self._echo.push(window, played, voice=probability >= _MAYBE_VOICE)
             self._end_pts += WINDOW_PTS
             power = float(np.dot(window, window)) / WINDOW_SAMPLES
             level_dbfs = 10.0 * math.log10(power + 1e-12)
+            if self._gain is not None and echo.score < _OURS:
+                self._gain.learn(level_dbfs, probability)
             self._on_window(Window(self._end_pts, window, probability, level_dbfs, echo.score, echo.line_echoes))
 
     def _referred(self, reference: Samples | None, n_samples: int, n_heard: int) -> Samples:
@@ -113,17 +120,17 @@ def _to_16k() -> StreamResampler:
 
 
 class EarWorker:
-    """The thread. Create once per process; ``close`` joins it."""
+    """The thread. Create once per process; ``close`` joins it. ``gain``: ears that hear a quiet line louder."""
 
-    def __init__(self, model: SileroModel) -> None:
-        self._model = model
+    def __init__(self, model: SileroModel, *, gain: bool = False) -> None:
+        self._model, self._with_gain = model, gain
         self._queue: queue.Queue[tuple[Ear, int, Samples, Samples | None] | None] = queue.Queue(_QUEUE_LIMIT)
         self._thread = threading.Thread(target=self._run, name="duplex-ear", daemon=True)
         self._thread.start()
 
     def open(self, on_window: OnWindow) -> Ear:
         """A new ear; ``on_window`` is called on the worker's thread and must return quickly."""
-        return Ear(self, self._model, on_window)
+        return Ear(self, self._model, on_window, VoiceGain() if self._with_gain else None)
 
     def put(self, ear: Ear, pts: int, samples: Samples, reference: Samples | None = None) -> bool:
         try:
