@@ -6,7 +6,10 @@ encode, built once from the recommendation's definition.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,31 @@ Bytes = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
 
 _ULAW_BIAS = 132  # 33 in the recommendation's 14-bit units
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """One of the two, as the entry points ``pcmu`` and ``pcma`` of ``duplex.codecs`` make them. It has no state."""
+
+    name: Literal["ulaw", "alaw"]
+
+    def decode(self, code: bytes) -> Samples:
+        """Bytes to float32[n] in [-1, 1] at 8 kHz."""
+        return _decode_table(self.name)[np.frombuffer(code, dtype=np.uint8)]
+
+    def encode(self, samples: Samples) -> bytes:
+        """float32[n] at 8 kHz to n bytes; values beyond ±1 are clipped."""
+        return _encode(samples, self.name)
+
+
+def load_pcmu(options: Mapping[str, Any]) -> Law:
+    """Entry point ``pcmu``: µ-law. It has no options."""
+    return Law("ulaw")
+
+
+def load_pcma(options: Mapping[str, Any]) -> Law:
+    """Entry point ``pcma``: A-law. It has no options."""
+    return Law("alaw")
 
 
 def decode_ulaw(code: bytes) -> Samples:

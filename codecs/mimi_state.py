@@ -15,7 +15,7 @@ tensor of a half        shape                                                   
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -117,6 +117,11 @@ class MimiState(SlotState):
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         return self._tensors
+
+    @property
+    def rings(self) -> Collection[str]:
+        """Keys and values: a step writes its own places, which no step looks into before."""
+        return ("encoder.kv", "decoder.kv")
 
     def first(self, n_slots: int) -> MimiState:
         if not 1 <= n_slots <= self.n_slots:

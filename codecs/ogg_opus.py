@@ -22,6 +22,7 @@ import numpy as np
 from duplex.codecs.ogg_opus_pages import PageReader, PageWriter
 from duplex.errors import ConfigError, InvalidEventError, TooLargeError, UnsupportedError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, silence
+from duplex.half_band import Halver
 
 OPUS_RATE_HZ = 48_000  # what Opus counts in, whatever it was made from (RFC 7845, 4)
 MAX_PACKET_BYTES = 61_440  # RFC 7845, 6
@@ -30,21 +31,10 @@ VENDOR = b"duplex"
 
 _UNITS = OPUS_RATE_HZ // SAMPLE_RATE_HZ
 _FROM_INT16 = np.float32(1.0 / 32768.0)
-_TAPS = 47
-
-
-def _half_band() -> Samples:
-    """A windowed-sinc low-pass at a quarter of the rate: −70 dB above 14 kHz, half a millisecond of delay."""
-    n = np.arange(_TAPS) - _TAPS // 2
-    response = 0.5 * np.sinc(n / 2) * np.kaiser(_TAPS, 7.0)
-    taps: Samples = (response / response.sum()).astype(np.float32)
-    return taps
 
 
 class OggOpusReader:
     """One incoming stream. ``max_feed_s``: how much sound one ``feed`` may hold, since a few bytes can mean hours."""
-
-    _filter = _half_band()
 
     def __init__(self, *, max_feed_s: float = 60.0) -> None:
         self._max_feed_s = max_feed_s
@@ -52,7 +42,7 @@ class OggOpusReader:
         self._ready: list[Samples] = []
         self._has_head = False
         self._decoder: Any = None
-        self._tail = silence(_TAPS - 1)
+        self._halve = Halver()
         self._begin_stream()
 
     def feed(self, data: bytes) -> Samples:
@@ -91,7 +81,7 @@ class OggOpusReader:
         self._has_head = False
         self._decoder = av.CodecContext.create("libopus", "r")
         self._decoder.format, self._decoder.layout, self._decoder.sample_rate = "s16", "mono", OPUS_RATE_HZ
-        self._tail = silence(_TAPS - 1)
+        self._halve.reset()
 
     def _read_head(self, packet: bytes) -> None:
         if len(packet) < 19 or not packet.startswith(b"OpusHead"):
@@ -117,11 +107,7 @@ class OggOpusReader:
         if not frames:
             raise _not_opus("it holds a packet without sound")
         sound = np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames]) * _FROM_INT16
-        wide = np.concatenate([self._tail, sound])
-        self._tail = wide[-(_TAPS - 1) :]
-        # The odd ones: those lie a whole number of output samples (11) behind their input.
-        halved = np.convolve(wide, self._filter, "valid")[1::_UNITS]
-        return np.clip(halved, -1.0, 1.0).astype(np.float32)
+        return np.clip(self._halve(sound), -1.0, 1.0)
 
 
 class OggOpusWriter:

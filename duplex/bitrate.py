@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -109,6 +109,15 @@ class LinkReport:
     loss: float | None = None
     rtt_ms: float | None = None
     bandwidth_bps: float | None = None
+
+
+@runtime_checkable
+class LinkReporting(Protocol):
+    """What a line has too that knows how its link is doing."""
+
+    def take_link(self) -> LinkReport | None:
+        """A report that came since this was last asked; None: nothing new is known."""
+        ...
 
 
 Limit = Literal["nothing", "deadline", "link"]

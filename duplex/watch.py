@@ -12,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from duplex import events as ev
-from duplex.agent import AgentCommand, CommitTurn, DropReply, FillSilence, ReplyAudio, ReplyEnd
+from duplex.agent import AgentCommand, DropReply, FillSilence, ReplyAudio, ReplyEnd
 from duplex.config import SessionConfig
 from duplex.floor import FloorKeeper
+from duplex.frames import PACKET_SAMPLES
+from duplex.late_sound import LateSound
 from duplex.outgoing import Sent
 from duplex.playout import State
 from duplex.reply import Reply, Turn
 from duplex.trace import TurnTrace
-from duplex.turn import Action, Floor, Own, WatchingMachine
+from duplex.turn import Floor, Own, WatchingMachine
 
 
 class WatchedFloor(FloorKeeper):
@@ -32,6 +33,7 @@ class WatchedFloor(FloorKeeper):
         self._own_name: str | None = None  # what the agent calls the reply at hand, if it began it
         self._unanswered: tuple[Turn, float] | None = None  # the turn that ended last, and when
         self._came_s = 0.0  # when sound of the reply came last
+        self._late: tuple[Reply | None, LateSound] = (None, LateSound())
 
     # --- the agent's own replies -----------------------------------------------------------------
 
@@ -42,7 +44,7 @@ class WatchedFloor(FloorKeeper):
                 self.end_audio(before, ReplyEnd(before.reply_id))
             if self.reply is not None:  # its last sounds are still on their way to the ear
                 self.signal(Own.REPLY_ENDED)
-        reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace())
+        reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(), silent=self.silent)
         self.reply, self._own_name = reply, name
         if self._unanswered is not None:
             turn, ended_s = self._unanswered
@@ -56,7 +58,26 @@ class WatchedFloor(FloorKeeper):
 
     def add_audio(self, reply: Reply, audio: ReplyAudio) -> None:
         self._came_s = self._clock.now()
-        super().add_audio(reply, audio)
+        super().add_audio(reply, replace(audio, samples=self._late_of(reply).take(audio.samples)))
+
+    def tick(self, now_s: float) -> None:
+        super().tick(now_s)
+        self._conceal(now_s)
+
+    def _conceal(self, now_s: float) -> None:
+        """Puts something in the place of sound that is due now and not there: its tick missed the deadline."""
+        reply, playout = self.reply, self._playout
+        if reply is None or reply.ended or playout.state is not State.PLAYING:
+            return
+        missing = self._late_of(reply).missing(now_s, playout.position_samples + playout.queued_samples)
+        if len(missing):
+            self._metrics.underruns.inc(-(-len(missing) // PACKET_SAMPLES))
+            super().add_audio(reply, ReplyAudio(reply.reply_id, missing))
+
+    def _late_of(self, reply: Reply) -> LateSound:
+        if self._late[0] is not reply:
+            self._late = (reply, LateSound())
+        return self._late[1]
 
     def _watch_for_stall(self, now_s: float) -> None:
         """Sound comes as it is spoken, and a line that is kept ahead takes it at once: an empty queue is no stall."""
@@ -85,36 +106,11 @@ class WatchedFloor(FloorKeeper):
 
     # --- what follows from the table -------------------------------------------------------------
 
-    def _act(self, actions: tuple[Action, ...]) -> None:
-        for action in actions:
-            match action:
-                case Action.END_TURN:
-                    self._end_turn()
-                case Action.FORGET:
-                    self._forget()
-                case _:
-                    super()._act((action,))
-
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
         """What the user said stands. Whether it is answered is the agent's affair."""
-        turn = self.turn
-        if turn is None or turn.committed:
-            return
-        previous, self.last_item_id = self.last_item_id, turn.turn_id
-        turn.committed = True
-        now_s = self._clock.now()
-        self._unanswered = (turn, now_s)
-        if turn.last_voiced_s is not None:
-            self._metrics.end_of_turn_s.observe(max(0.0, now_s - turn.last_voiced_s))
-        self._metrics.turns.inc()
-        self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, previous))
-        self._command(CommitTurn(turn.turn_id))
-
-    def _forget(self) -> None:
-        """It was a word of encouragement, and nobody's turn."""
-        self._overlap_since_s = None
         if self.turn is not None and not self.turn.committed:
-            self.turn = None
+            self._unanswered = (self.turn, self._clock.now())
+        super().end_turn()
 
     def _yield(self) -> None:
         self._tell_stop()
@@ -133,4 +129,6 @@ class WatchedFloor(FloorKeeper):
     def sent(self, sent: Sent, now_s: float, last_audible_s: float) -> None:
         if self.reply is not None and sent.audible:
             self.machine.audible_s = now_s
+        if self.reply is not None and sent.real:
+            self._late_of(self.reply).sent(now_s)
         super().sent(sent, now_s, last_audible_s)

@@ -18,6 +18,7 @@ from serving import NoCalls, running_app
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from duplex.bitrate import LinkReport
 from duplex.clock import MonotonicClock
 from duplex.config import Config, ServerConfig, validated
 from duplex.errors import DuplexError
@@ -74,9 +75,15 @@ class SlotLog:
     left: bool = False
 
     def submit(
-        self, samples: Samples, *, forced_text: int | None = None, silent: bool = False, codebooks: int | None = None
+        self,
+        samples: Samples,
+        *,
+        forced_text: int | None = None,
+        silent: bool = False,
+        codebooks: int | None = None,
+        link: LinkReport | None = None,
     ) -> bool:
-        taken: bool = self.slot.submit(samples, forced_text=forced_text, silent=silent, codebooks=codebooks)
+        taken: bool = self.slot.submit(samples, forced_text=forced_text, silent=silent, codebooks=codebooks, link=link)
         if taken:
             self.submitted.append(Submitted(samples, forced_text, silent))
         return taken

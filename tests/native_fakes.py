@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from duplex.bitrate import LinkReport
 from duplex.errors import AgentFaultError, AgentFullError, ConfigError
 from duplex.frames import SAMPLE_RATE_HZ, Samples, silence
 from duplex.scheduler.contract import Memory, SlotFrame, SlotResult, SlotSettings, StepTimes
@@ -121,14 +122,22 @@ class FakeSlot:
     deliver: Deliver
     left: Callable[[], None]
     closed: bool = False
+    links: list[LinkReport] = field(default_factory=list)
 
     @property
     def seen(self) -> list[tuple[int | None, bool]]:
         return self.brain.seen
 
     def submit(
-        self, samples: Samples, *, forced_text: int | None = None, silent: bool = False, codebooks: int | None = None
+        self,
+        samples: Samples,
+        *,
+        forced_text: int | None = None,
+        silent: bool = False,
+        codebooks: int | None = None,
+        link: LinkReport | None = None,
     ) -> bool:
+        self.links += [] if link is None else [link]
         seq = len(self.seen)
         stepped = Stepped(seq, self.brain.step(samples, forced_text, silent), 0.0, 0.0, 0.0)
         compute_s = self.brain.model.compute_s
@@ -190,7 +199,7 @@ def fake_agent(model: FakeModel = FakeModel(), **options: Any) -> tuple[NativeAg
 class FakeEngine:
     """Implements the scheduler's ``Engine``: a brain a slot, no device. ``settings``: of every slot, in order."""
 
-    frame_s, frame_samples, max_slots, batch_sizes = FRAME_S, FRAME, 8, (1, 2, 4, 8)
+    frame_s, frame_samples, codebooks, max_slots, batch_sizes = FRAME_S, FRAME, 8, 8, (1, 2, 4, 8)
 
     def __init__(self, model: FakeModel, prompt_steps: int = 5) -> None:
         self.model, self.prompt_steps = model, prompt_steps

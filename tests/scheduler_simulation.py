@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from duplex.bitrate import LinkReport
 from duplex.clock import Timer
 from duplex.errors import DuplexError
 from duplex.scheduler import (
@@ -174,8 +175,8 @@ class Caller:
             case Ended(error=error):
                 self.ended = error
 
-    def submit(self) -> bool:
-        taken = self.session.submit(frame(self.number))
+    def submit(self, link: LinkReport | None = None) -> bool:
+        taken = self.session.submit(frame(self.number), link=link)
         if taken:
             self.sent.append(self.number)
         self.number += 1

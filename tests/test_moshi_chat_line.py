@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from duplex import events as ev
 from duplex.agent import AgentSettings, AsideKind, Word
+from duplex.bitrate import LinkReport, LinkReporting
 from duplex.clock import Timer
 from duplex.errors import InvalidEventError, ProtocolError, TooLargeError, UnsupportedError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, silence
@@ -248,14 +249,14 @@ class Plain:
 
 def make_line(max_unsent: int = 512) -> tuple[MoshiLine, HandClock, Metrics]:
     clock, metrics = HandClock(), Metrics()
-    return MoshiLine(clock, metrics, max_unsent=max_unsent, max_message_s=1.0), clock, metrics
+    return MoshiLine(clock, metrics, Plain(), max_unsent=max_unsent, max_message_s=1.0), clock, metrics
 
 
 async def sent(line: MoshiLine) -> list[bytes]:
     """All that is queued, as it goes out."""
     socket = FakeSocket()
     line.end(1000, "done")
-    await line.run_sender(socket, Plain())  # type: ignore[arg-type]
+    await line.run_sender(socket)  # type: ignore[arg-type]
     return socket.sent
 
 
@@ -321,7 +322,7 @@ async def test_a_client_that_takes_nothing_for_five_seconds_is_let_go() -> None:
     line, clock, _ = make_line()
     socket = FakeSocket()
     socket.open.clear()
-    sender = asyncio.create_task(line.run_sender(socket, Plain()))  # type: ignore[arg-type]
+    sender = asyncio.create_task(line.run_sender(socket))  # type: ignore[arg-type]
     line.send(packet())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -366,3 +367,22 @@ async def test_the_same_complaint_is_made_once_until_there_is_sound_again() -> N
     line.hear(tone(0.02))
     line.complain(InvalidEventError("bad"))
     assert await sent(line) == [b"\x00", b"\x05bad", b"\x05worse", b"\x05bad", b"\x05bad"]
+
+
+async def test_a_client_that_does_not_take_what_is_sent_has_a_slow_link() -> None:
+    line, clock, _ = make_line()
+    assert isinstance(line, LinkReporting)
+
+    def second(packets_taken: int) -> LinkReport | None:
+        for _ in range(50):
+            line.send(packet())
+            clock.now_s += 0.02
+            line.receive()
+            for _ in range(packets_taken):
+                line._take()
+        return line.take_link()
+
+    assert second(1) == LinkReport(rtt_ms=20.0)  # each packet is taken before the next is sent
+    assert line.take_link() is None  # it was told
+    assert second(0) == LinkReport(rtt_ms=20.0)  # a second is not a standing queue yet
+    assert second(1) == LinkReport(rtt_ms=1020.0)

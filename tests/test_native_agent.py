@@ -357,7 +357,7 @@ def test_text_is_put_before_the_model_when_it_is_quiet_and_kept_from_being_said(
         forced = [(k, token) for k, (token, silent) in enumerate(serving.slots[0].seen) if token is not None and silent]
         assert [token for _, token in forced] == expected
         assert forced[0][0] * FRAME_S > of(call, ev.ReplyStarted)[0].at.at_s + len(ANSWER.split()) * 0.32
-        assert [line.role for line in call.transcript] == [Role.SYSTEM, Role.ASSISTANT]
+        assert [line.role for line in call.transcript] == [Role.ASSISTANT, Role.SYSTEM]
         call.request(rq.AddMessage(Role.USER, "I typed this"))
         call.wait(2.0)
         typed = FakeTokens().encode("<system> The user wrote: I typed this <system>")

@@ -26,7 +26,7 @@ from duplex.agent import (
     UserState,
 )
 from duplex.clock import MonotonicClock
-from duplex.errors import AgentFullError, ConfigError
+from duplex.errors import AgentBehindError, AgentFullError, ConfigError
 from duplex.frames import SAMPLE_RATE_HZ, Frame, Samples, silence
 from duplex.scheduler import SchedulerOptions
 from duplex.testing import tone
@@ -234,6 +234,7 @@ def test_frames_that_waited_too_long_are_lost_and_told_of_once() -> None:
     events = list(mind.collect())
     faults = [event for event in events if isinstance(event, Fault)]
     assert len(faults) == 1
+    assert isinstance(faults[0].error, AgentBehindError)  # which a page need not make much of
     assert "fell behind" in str(faults[0].error)
     assert len([event for event in events if isinstance(event, UserState)]) >= 11  # time went by for the user
     assert len(served.engine.brains[1].seen) == 5

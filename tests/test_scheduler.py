@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from scheduler_simulation import FRAME_S, OPTIONS, Caller, Simulation, frame, talking
 
+from duplex.bitrate import LinkReport
 from duplex.errors import AgentError, AgentFaultError, AgentFullError, ConfigError, ProtocolError
 from duplex.metrics import Metrics
 from duplex.scheduler import Delivery, Dropped, Inbox, Memory, Ready, SchedulerOptions, ShedOptions, SlotSettings
@@ -486,17 +487,17 @@ def test_overload_takes_codebooks_then_refuses_calls_and_recovers() -> None:
     sim.run(2.0)
     sim.engine.cost_s = lambda n: 0.1  # with half the codebooks 0.09: still too slow
     sim.run(8.0)
-    assert [level for _, level in levels] == [0, 1, 2, 3]
+    assert [level for _, level in levels] == [0, 1, 2]
     with pytest.raises(AgentFullError, match="behind with the calls it has"):
         Caller(sim)
-    assert {len(told.result.codes) for told in callers[0].stepped if told.result.codes is not None} == {8, 6, 4}
+    assert {len(told.result.codes) for told in callers[0].stepped if told.result.codes is not None} == {8, 4}
     assert {told.result.codes.size for told in callers[0].stepped[-5:] if told.result.codes is not None} == {4}
     full_s = sim.ticker.board.times.predict(8, sim.now_s)  # whether all fit is judged by what all of it would take
     assert full_s == pytest.approx(0.1)
     sim.engine.cost_s = lambda n: 0.02
     sim.run(30.0)
-    assert [level for _, level in levels] == [0, 1, 2, 3, 2, 1, 0]
-    gaps = [b - a for (a, _), (b, _) in pairwise(levels[3:])]
+    assert [level for _, level in levels] == [0, 1, 2, 1, 0]
+    gaps = [b - a for (a, _), (b, _) in pairwise(levels[2:])]
     assert all(gap >= 2.0 - FRAME_S for gap in gaps)
     Caller(sim)
     assert all(caller.settled() for caller in callers)
@@ -504,12 +505,42 @@ def test_overload_takes_codebooks_then_refuses_calls_and_recovers() -> None:
 
 
 def test_fewer_codebooks_are_enough_where_they_are() -> None:
-    """90 ms a tick with all, 76 with three quarters: level 1 is where it stays until it is tried again."""
+    """90 ms a tick with all, 76 with six, 70 with five: short of six it stays, and one more is tried now and then."""
     sim = Simulation(8, cost_s=lambda n: 0.09, decode_share=0.6)
     callers = talking(sim, 4, 6.0)
     sim.run(5.0)
     assert count(sim.ticker.metrics, "shed_level") == 1
     assert callers[0].stepped[-1].late_s == 0
+    assert count(sim.ticker.metrics, "codebooks") in (4, 5)
+    assert count(sim.ticker.metrics, "frames_with_fewer_codebooks_total", by="deadline") > 100
+
+
+def test_a_bad_link_takes_codebooks_from_its_call_alone() -> None:
+    sim = Simulation()
+    near, far = talking(sim, 2, 20.0)
+    sim.run(1.0)
+
+    def report(loss: float) -> None:
+        far.submit(LinkReport(loss=loss))
+
+    sim.at(sim.now_s, lambda: report(0.3))
+    sim.run(1.0)
+    decoded = [[len(told.result.codes) for told in caller.stepped[-4:]] for caller in (near, far)]  # type: ignore[arg-type]
+    assert decoded == [[8] * 4, [4] * 4]
+    assert count(sim.ticker.metrics, "codebooks") == 8
+    assert count(sim.ticker.metrics, "shed_level") == 0
+    for k in range(12):  # three good reports in a row for each
+        sim.at(sim.now_s + k, lambda: report(0.0))
+    sim.run(13.0)
+    assert len(far.stepped[-1].result.codes) == 8  # type: ignore[arg-type]
+
+
+def test_a_bad_link_may_be_none_of_the_schedulers_business() -> None:
+    sim = Simulation(options=SchedulerOptions(calibrate_ticks=0, shed=ShedOptions(follow_link=False)))
+    (caller,) = talking(sim, 1, 2.0)
+    sim.at(sim.now_s, lambda: caller.submit(LinkReport(loss=0.9)) and None)
+    sim.run(1.0)
+    assert {len(told.result.codes) for told in caller.stepped if told.result.codes is not None} == {8}
 
 
 def test_a_device_that_hangs_takes_no_calls() -> None:
@@ -568,8 +599,11 @@ def test_a_slot_that_failed_reads_its_prompt_again() -> None:
         (AgentFaultError("as it is"), "as it is"),
     ],
 )
-def test_a_tick_that_fails_is_told_to_those_in_it_and_the_engine_goes_on(error: Exception, sentence: str) -> None:
+def test_a_tick_that_cannot_be_undone_is_told_to_those_in_it_and_the_engine_goes_on(
+    error: Exception, sentence: str
+) -> None:
     sim = Simulation()
+    sim.ticker._undo = None
     callers = talking(sim, 3, 2.0)
     bystander = Caller(sim, settings=SlotSettings(seed=77), first=9000)
     sim.run(0.001)
@@ -588,7 +622,65 @@ def test_a_tick_that_fails_is_told_to_those_in_it_and_the_engine_goes_on(error: 
     sim.run(0.1)
     assert len(bystander.stepped) == 2
     refuses = "memory" in sentence
-    assert count(sim.ticker.metrics, "shed_level") == (3 if refuses else 0)
+    assert count(sim.ticker.metrics, "shed_level") == (2 if refuses else 0)
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_a_slot_that_makes_the_tick_fail_is_found_and_the_others_do_not_notice(n: int) -> None:
+    sim = Simulation()
+    callers = talking(sim, n, 4.0)
+    sim.run(1.0)
+    guilty = callers[n // 2]
+    sim.engine.poisoned[guilty.session._call.key] = ZeroDivisionError("a slot of its own kind")
+    sim.run(4.0)
+    errors = [told.result.error for told in guilty.stepped if told.result.error is not None]
+    assert [str(error) for error in errors] == [
+        "The engine failed in a tick: ZeroDivisionError: a slot of its own kind"
+    ]
+    assert len(guilty.ready) == 2  # as new, and it went on
+    for caller in callers:
+        assert len(caller.stepped) == 50
+        if caller is not guilty:  # whose states are what they would have been: Caller checks every one
+            assert len(caller.ready) == 1
+            assert all(told.result.error is None for told in caller.stepped)
+    assert count(sim.ticker.metrics, "faults_total", where="tick") == 1
+
+
+def test_two_guilty_slots_are_both_found() -> None:
+    sim = Simulation()
+    callers = talking(sim, 8, 2.0)
+    sim.run(0.5)
+    guilty = [callers[1], callers[6]]
+    sim.engine.poisoned |= {caller.session._call.key: ValueError(f"of {n}") for n, caller in enumerate(guilty)}
+    sim.run(2.0)
+    told = [
+        [str(told.result.error)[-4:] for told in caller.stepped if told.result.error is not None] for caller in callers
+    ]
+    assert told == [[], ["of 0"], [], [], [], [], ["of 1"], []]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("once"), RuntimeError("CUDA out of memory")])
+def test_a_failure_that_does_not_come_again_harms_nobody(error: Exception) -> None:
+    sim = Simulation()
+    callers = talking(sim, 4, 2.0)
+    sim.run(0.5)
+    sim.engine.step_error = error
+    sim.run(2.0)
+    for caller in callers:
+        assert [told.result.error for told in caller.stepped] == [None] * 25
+        assert len(caller.ready) == 1
+    assert count(sim.ticker.metrics, "shed_level") == (2 if "memory" in str(error) else 0)
+
+
+def test_an_engine_that_fails_for_everybody_is_not_asked_for_ever() -> None:
+    sim = Simulation(64)
+    callers = talking(sim, 64, 1.0)
+    sim.run(0.5)
+    sim.engine.poisoned |= {caller.session._call.key: ValueError("no") for caller in callers}
+    before = len(sim.engine.ticks)
+    sim.run(0.1)
+    assert len(sim.engine.ticks) - before <= 30
+    assert all([told.result.error is not None for told in caller.stepped].count(True) == 1 for caller in callers)
 
 
 def test_an_engine_that_contains_a_lack_of_memory_itself_takes_no_more_calls_either() -> None:

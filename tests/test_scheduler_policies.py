@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duplex.scheduler import Memory, SchedulerOptions, ShedOptions
+from duplex.scheduler import Memory, ShedOptions
 from duplex.scheduler.admission import TickTimes, no_room
 from duplex.scheduler.deadlines import DeadlineLog, TickRecord, spread
 from duplex.scheduler.prefill import SliceTimes
-from duplex.scheduler.shedding import Level, Shedder, levels
+from duplex.scheduler.shedding import Level, Shedder
 from duplex.scheduler.ticks import (
     Lane,
     WaitingFrame,
@@ -268,86 +268,88 @@ def test_why_a_call_does_not_fit() -> None:
 # --- shedding --------------------------------------------------------------------------------------
 
 
-def test_the_policy_as_a_table() -> None:
-    assert levels(ShedOptions()) == (Level(1.0, True), Level(0.75, True), Level(0.5, True), Level(0.5, False))
-
-
-@pytest.mark.parametrize(
-    ("share", "all_codebooks", "wanted", "decoded"),
-    [
-        (1.0, 8, None, None),
-        (1.0, 8, 3, 3),
-        (0.75, 8, None, 6),
-        (0.75, 5, None, 4),
-        (0.5, 8, None, 4),
-        (0.5, 8, 3, 3),
-        (0.5, 1, None, 1),
-        (0.5, None, None, None),
-    ],
-)
-def test_codebooks_of_a_level(share: float, all_codebooks: int | None, wanted: int | None, decoded: int | None) -> None:
-    assert Level(share, True).codebooks(all_codebooks, wanted) == decoded
-
-
 def drive(shedder: Shedder, from_s: float, seconds: float, every: int) -> float:
-    """Ticks every 80 ms, each ``every``-th of which misses (0: none)."""
+    """Ticks every frame, each ``every``-th of them late (0: none, and with time to spare); when they end."""
     for i in range(round(seconds / FRAME_S)):
         from_s += FRAME_S
-        shedder.tick(from_s, every > 0 and i % every == 0)
+        late = every > 0 and i % every == 0
+        shedder.tick(from_s, -0.1 if late else 0.5, late)
     return from_s
 
 
 def test_a_single_stall_gives_nothing_up() -> None:
-    shedder = Shedder(ShedOptions())
+    shedder = Shedder(ShedOptions(), 8)
     now_s = drive(shedder, 0.0, 10, 0)
     now_s = drive(shedder, now_s, 4 * FRAME_S, 1)
     drive(shedder, now_s, 4, 0)
-    assert shedder.index == 0
+    assert (shedder.level, shedder.policy.ceiling) == (Level.NOTHING, 8)
 
 
-def test_misses_raise_the_level_one_at_a_time_and_quiet_lowers_it() -> None:
-    shedder = Shedder(ShedOptions())
+def test_ticks_that_are_only_just_in_time_take_a_few_codebooks() -> None:
+    shedder = Shedder(ShedOptions(), 8)
+    for k in range(12):
+        shedder.tick(k * FRAME_S, 0.04, False)
+    assert (shedder.level, shedder.policy.ceiling) == (Level.CODEBOOKS, 6)
+
+
+def test_misses_take_codebooks_then_calls_and_quiet_gives_them_back() -> None:
+    shedder = Shedder(ShedOptions(), 8)
     now_s = drive(shedder, 0.0, 6 * FRAME_S, 1)
-    assert shedder.index == 1
+    assert (shedder.level, shedder.policy.ceiling) == (Level.CODEBOOKS, 4)
     now_s = drive(shedder, now_s, 5 * FRAME_S, 1)
-    assert shedder.index == 1  # its own ticks decide
+    assert shedder.level is Level.CODEBOOKS  # its own ticks decide
     now_s = drive(shedder, now_s, FRAME_S, 1)
-    assert shedder.index == 2
+    assert (shedder.level, shedder.policy.ceiling) == (Level.CALLS, 4)  # never fewer than half
     now_s = drive(shedder, now_s, 10.0, 1)
-    assert shedder.index == 3
-    assert not shedder.level.admits
+    assert shedder.level is Level.CALLS
     now_s = drive(shedder, now_s, 4.9, 0)
-    assert shedder.index == 3
+    assert (shedder.level, shedder.policy.ceiling) == (Level.CALLS, 6)  # one for every two seconds of time to spare
     now_s = drive(shedder, now_s, 0.2, 0)
-    assert shedder.index == 2
-    shedder.settle(now_s + 20.0)  # no ticks at all
-    assert shedder.index == 0
+    assert shedder.level is Level.CODEBOOKS
+    drive(shedder, now_s, 10.0, 0)
+    assert shedder.level is Level.NOTHING
 
 
-def test_rare_misses_keep_the_level_but_do_not_raise_it() -> None:
-    shedder = Shedder(ShedOptions())
+def test_without_any_ticks_everything_is_given_back() -> None:
+    shedder = Shedder(ShedOptions(), 8)
+    now_s = drive(shedder, 0.0, 3.0, 1)
+    assert shedder.level is Level.CALLS
+    shedder.settle(now_s + 20.0)
+    assert (shedder.level, shedder.policy.ceiling) == (Level.NOTHING, 8)
+
+
+def test_rare_misses_take_nothing_more() -> None:
+    shedder = Shedder(ShedOptions(), 8)
     now_s = drive(shedder, 0.0, 6 * FRAME_S, 1)
     drive(shedder, now_s, 60.0, 20)  # 5 %
-    assert shedder.index == 1
+    assert not shedder.refusing
+    assert shedder.policy.ceiling >= 4
 
 
 def test_a_load_that_just_does_not_fit_is_tried_ever_more_rarely() -> None:
-    shedder, now_s, tries = Shedder(ShedOptions()), 0.0, []
-    while now_s < 600.0:
-        before = shedder.index
+    """It fits what is in, and not the calls that come as soon as they may."""
+    shedder, now_s, tries = Shedder(ShedOptions(), 8), 0.0, []
+    for _ in range(12_000):
+        before = shedder.refusing
         now_s += FRAME_S
-        shedder.tick(now_s, missed=shedder.index == 0)
-        if shedder.index < before:
+        shedder.tick(now_s, 0.0, missed=not shedder.refusing)
+        if before and not shedder.refusing:
             tries.append(now_s)
-    gaps = [b - a for a, b in pairwise(tries)]
-    assert len(tries) <= 12
-    assert gaps[0] < gaps[1] < gaps[2]
-    assert max(gaps) <= 81.0
+    waits = [round(b - a) for a, b in pairwise(tries)]
+    assert all(b >= a - 1 for a, b in pairwise(waits))
+    assert waits[:4] == [11, 21, 41, 80]
+    assert waits[-1] >= 80
+    assert len(tries) < 20
     shedder.settle(now_s + 1000.0)
-    assert (shedder.index, shedder.patience_s) == (0, 5.0)
+    assert (shedder.level, shedder.patience_s) == (Level.NOTHING, 5.0)
 
 
-def test_codebook_shares_must_fall() -> None:
-    with pytest.raises(ValueError, match="fall from level to level"):
-        ShedOptions(codebook_shares=(0.5, 0.75))
-    assert SchedulerOptions().shed.codebook_shares == (0.75, 0.5)
+def test_running_out_of_memory_refuses_calls_and_takes_nothing_from_those_who_are_in() -> None:
+    shedder = Shedder(ShedOptions(), 8)
+    shedder.refuse(1.0)
+    assert (shedder.level, shedder.policy.ceiling) == (Level.CALLS, 8)
+
+
+@pytest.mark.parametrize(("codebooks", "fewest"), [(1, 1), (7, 4), (8, 4), (32, 16)])
+def test_a_call_keeps_half_of_its_codebooks(codebooks: int, fewest: int) -> None:
+    assert Shedder(ShedOptions(), codebooks).policy.options.fewest == fewest

@@ -42,6 +42,12 @@ class TickTimes:
         measured.append(tick_s)
         self._recent[size] = quantile(sorted(measured), 0.95 if len(measured) >= self._FEW else 0.5)
 
+    def keep(self, batch_size: int, now_s: float) -> None:
+        """Ticks were run at that size that say nothing about it, so what is known stays known."""
+        size = self.size_for(batch_size)
+        if now_s <= self._until_s[size]:
+            self._until_s[size] = now_s + self.KEEP_S
+
     def _known(self, size: int, now_s: float) -> float | None:
         return self._recent[size] if now_s <= self._until_s[size] else self._calibrated.get(size)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from duplex.bitrate import CallBitrate, LinkReport
 from duplex.clock import Clock
 from duplex.errors import AgentError, AgentFaultError, AgentFullError, DuplexError
 from duplex.frames import Samples
@@ -34,9 +35,10 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Call(Lane):
-    """One call: its lane, and where it stands. ``commands``: about its state, asked for and not done; it stands still
-    until then. ``gone``: it left or was ended; it is told nothing more."""
+    """One call: its lane, and where it stands. ``bitrate``: how many codebooks it gets. ``commands``: about its state,
+    asked for and not done; it stands still until then. ``gone``: it left or was ended; it is told nothing more."""
 
+    bitrate: CallBitrate = field(kw_only=True)
     deliver: Deliver = lambda delivery: None
     asked_s: float = 0.0
     phase: Phase = Phase.JOINING
@@ -79,6 +81,7 @@ class Board:
         frame_s: float,
         frame_samples: int,
         max_slots: int,
+        codebooks: int,
         times: TickTimes,
     ) -> None:
         self.options, self.clock, self.metrics = options, clock, metrics
@@ -92,7 +95,7 @@ class Board:
         self.idle = True  # no frame waited when the thread last looked
         self.awaited = 0  # calls whose frames it waits for
         self.times = times
-        self.shedder = Shedder(options.shed)
+        self.shedder = Shedder(options.shed, codebooks)
         self.memory: Memory | None = None
         self.used_when_measured = 0
         self.tick_began_s: float | None = None  # of the tick that runs
@@ -119,7 +122,13 @@ class Board:
         with self.changed:
             now_s = self.clock.now()
             self._admit(now_s)
-            call = Call(self.options.queue_frames, self.frame_s, deliver=deliver, asked_s=now_s)
+            call = Call(
+                self.options.queue_frames,
+                self.frame_s,
+                bitrate=self.shedder.policy.call(),
+                deliver=deliver,
+                asked_s=now_s,
+            )
             self.used += 1
             self.metrics.slots_used.set(self.used)
             if original is not None:
@@ -138,7 +147,7 @@ class Board:
                 "stalled",
                 f"The device has been at one tick for {now_s - self.tick_began_s:.0f} s. Try again later.",
             )
-        elif not self.shedder.level.admits:
+        elif self.shedder.refusing:
             refusal = "overload", "The device is behind with the calls it has. Try again in a moment."
         else:
             refusal = no_room(
@@ -156,11 +165,19 @@ class Board:
             raise AgentFullError(sentence, self.options.retry_after_s)
 
     def submit(
-        self, call: Call, samples: Samples, forced_text: int | None, silent: bool, codebooks: int | None
+        self,
+        call: Call,
+        samples: Samples,
+        forced_text: int | None,
+        silent: bool,
+        codebooks: int | None,
+        link: LinkReport | None,
     ) -> bool:
         with self.changed:
             if call.gone:
                 return False
+            if link is not None and self.options.shed.follow_link:
+                call.bitrate.report(link)
             if call.full and self.options.when_full == "refuse":
                 self.metrics.refused_frames.inc()
                 return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,11 @@ class Engine(Protocol):
     def frame_samples(self) -> int: ...
 
     @property
+    def codebooks(self) -> int:
+        """How many the agent's frame has; a tick may decode fewer of it."""
+        ...
+
+    @property
     def max_slots(self) -> int: ...
 
     @property
@@ -135,3 +140,12 @@ class Engine(Protocol):
     def memory(self) -> Memory: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Undoing(Protocol):
+    """What an engine has too that can take a step back. Without it a tick that raises costs every call in it."""
+
+    def undo(self) -> None:
+        """After a ``step`` that raised: its slots stand where they stood before it. After another: does nothing."""
+        ...

@@ -42,4 +42,10 @@ class SchedulerMetrics:
         self.kv_bytes = Gauge(name("kv_bytes"), "Keys and values in memory", registry=r)
         self.weights_bytes = Gauge(name("weights_bytes"), "Weights in memory", registry=r)
         self.free_bytes = Gauge(name("free_bytes"), "What the device could still give", registry=r)
-        self.shed_level = Gauge(name("shed_level"), "What is given up under overload; 0: nothing", registry=r)
+        self.shed_level = Gauge(
+            name("shed_level"), "What is given up under overload; 0: nothing, 1: codebooks, 2: new calls", registry=r
+        )
+        self.codebooks = Gauge(name("codebooks"), "Codebooks of a frame that the device has time for", registry=r)
+        self.fewer_codebooks = Counter(
+            name("frames_with_fewer_codebooks"), "Frames decoded with fewer, by what limited them", ["by"], registry=r
+        )

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from duplex.bitrate import DeadlineOptions, LinkOptions
 from duplex.config import Settings
 
 
 class ShedOptions(Settings):
-    """What is given up, in this order, while ticks miss their deadlines: codebooks, then new calls."""
+    """What is given up, in this order, while ticks miss their deadlines: codebooks, then new calls.
+
+    ``deadline`` and ``link`` are thresholds of :mod:`duplex.bitrate`. A device is used up to ``max_utilisation`` of a
+    frame, so what is left of a tick counts as ample from the rest of it on. A link has to be bad before a call is
+    decoded with less, since what leaves is Opus: it gets no smaller by that.
+    """
 
     miss_share: float = Field(0.1, gt=0, lt=1, description="of the window's ticks; more than that is overload")
     window_ticks: int = Field(50, ge=1, description="the last ticks, over which misses are counted")
-    codebook_shares: tuple[float, ...] = Field(
-        (0.75, 0.5), description="of the codebooks that are decoded, level by level; after the last, calls are refused"
+    fewest_share: float = Field(0.5, gt=0, le=1, description="of the codebooks, that a call is always decoded with")
+    deadline: DeadlineOptions = DeadlineOptions(short_below=0.05, ample_above=0.15, short_ticks=12)
+    link: LinkOptions = LinkOptions(
+        loss_short=0.1,
+        loss_severe=0.25,
+        loss_ample=0.05,
+        queueing_short_ms=500.0,
+        queueing_severe_ms=1500.0,
+        queueing_ample_ms=200.0,
     )
-    recover_s: float = Field(5.0, gt=0, description="without a miss, before one level is taken back")
+    follow_link: bool = Field(True, description="a call's own link may take codebooks from it")
+    recover_s: float = Field(5.0, gt=0, description="without a miss, before calls are taken again")
     recover_limit_s: float = Field(
         80.0,
         gt=0,
         description="that wait doubles whenever it proved too short, up to this; it halves with every quiet one",
     )
-
-    @model_validator(mode="after")
-    def _descending(self) -> ShedOptions:
-        shares = (1.0, *self.codebook_shares)
-        if any(not 0 < b < a for a, b in pairwise(shares)):
-            raise ValueError("codebook_shares must fall from level to level, between 1 and 0")
-        return self
 
 
 class SchedulerOptions(Settings):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from duplex.bitrate import LinkReport
 from duplex.errors import ProtocolError
 from duplex.frames import Samples
 
@@ -39,9 +40,10 @@ class SchedulerSession:
         forced_text: int | None = None,
         silent: bool = False,
         codebooks: int | None = None,
+        link: LinkReport | None = None,
     ) -> bool:
-        """Takes one frame, float32[frame_samples] and finite; it is not copied. The other arguments are those of
-        ``SlotFrame``.
+        """Takes one frame, float32[frame_samples] and finite; it is not copied. ``link``: a new report about the
+        call's link, if there is one. The other arguments are those of ``SlotFrame``.
 
         True: it was taken, and its fate will be delivered. False: the call is gone, or too many frames wait already
         and the policy is to refuse. Raises ``ProtocolError`` for anything that is not a whole frame of sound.
@@ -53,7 +55,7 @@ class SchedulerSession:
             )
         if not math.isfinite(float(samples.sum())):
             raise ProtocolError("A frame's samples must be finite numbers.", param="samples")
-        return self._board.submit(self._call, samples, forced_text, silent, codebooks)
+        return self._board.submit(self._call, samples, forced_text, silent, codebooks, link)
 
     def leave(self) -> None:
         """Frees the slot, soon; its place is free at once. Nothing is delivered from then on, except what is being

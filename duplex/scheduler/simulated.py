@@ -40,7 +40,8 @@ class SimulatedEngine:
     every join, leave, reset, snapshot and restore; ``spend`` passes the time (nothing by default). A prompt has as
     many steps as words. ``codebooks`` decoded cost their share of ``decode_share`` of a tick.
 
-    To fail: put an error into ``step_error``, or one for a key into ``slot_errors``; each is used once.
+    To fail: put an error into ``step_error``, or one for a key into ``slot_errors``; each is used once. A key in
+    ``poisoned`` makes every step raise that it is in, halfway through, until it is reset.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class SimulatedEngine:
         self.join_error: Exception | None = None
         self.reset_error: Exception | None = None
         self.slot_errors: dict[int, DuplexError] = {}
+        self.poisoned: dict[int, Exception] = {}
         self.ticks: list[tuple[int, ...]] = []
         """The keys of every tick's frames."""
         self.broken_rules: list[str] = []
@@ -76,6 +78,7 @@ class SimulatedEngine:
         self._memory = memory
         self._spend = spend
         self._slots: dict[int, _Slot] = {}
+        self._before: dict[int, int] = {}  # states before a step that raised
         self._next_key = 0
         self._thread: int | None = None
 
@@ -137,10 +140,21 @@ class SimulatedEngine:
         if (error := self.step_error) is not None:
             self.step_error = None
             raise error
-        return [self._step(frame) for frame in frames], StepTimes(size)
+        self._before = {key: self._slots[key].state for key in keys}
+        results = [self._step(frame) for frame in frames]
+        self._before = {}
+        return results, StepTimes(size)
+
+    def undo(self) -> None:
+        self._mine()
+        for key, state in self._before.items():
+            self._slots[key].state = state
+        self._before = {}
 
     def _step(self, frame: SlotFrame) -> SlotResult:
         slot = self._slots[frame.key]
+        if frame.key in self.poisoned:
+            raise self.poisoned[frame.key]
         if (error := self.slot_errors.pop(frame.key, None)) is not None:
             self.reset(frame.key)
             return SlotResult(frame.key, error=error)
@@ -156,6 +170,7 @@ class SimulatedEngine:
             raise self.reset_error
         slot = self._slots[key]
         slot.state, slot.left = slot.seed, slot.prompt_steps
+        self.poisoned.pop(key, None)
 
     def leave(self, key: int) -> None:
         self._mine()

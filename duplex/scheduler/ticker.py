@@ -16,13 +16,15 @@ from duplex.errors import AgentFaultError, DuplexError
 from .admission import TickTimes
 from .board import Board, Call
 from .calibrate import calibrate
-from .contract import Engine, SlotFrame, SlotResult, SlotSettings, StepTimes
+from .contract import Engine, SlotFrame, SlotResult, SlotSettings, StepTimes, Undoing
 from .deadlines import DeadlineLog, TickRecord
 from .deliveries import Deliver, Stepped
 from .faults import out_of_memory, typed_error
+from .isolation import step_in_halves
 from .metrics import SchedulerMetrics
 from .options import SchedulerOptions
 from .session import SchedulerSession
+from .shedding import Level
 from .slots import Slots
 from .ticks import WaitingFrame, due_s, next_arrival_s, tick_at, window_s
 
@@ -53,13 +55,15 @@ class Ticker:
             frame_s=engine.frame_s,
             frame_samples=engine.frame_samples,
             max_slots=engine.max_slots,
+            codebooks=engine.codebooks,
             times=TickTimes(engine.batch_sizes),
         )
         self._slots = Slots(engine, self.board, options, clock, self.metrics)
         self._frame_s = engine.frame_s
         self._stale_s = options.stale_frames * engine.frame_s
-        self._codebooks: int | None = None  # the agent's, once a result has shown them
-        self._failures = 0  # of ticks, in a row
+        self.metrics.codebooks.set(engine.codebooks)
+        self._undo = engine.undo if isinstance(engine, Undoing) else None
+        self._failures = 0  # of ticks from which nothing came, in a row
         self._measure_in_ticks = 0
 
     def calibrate(self) -> None:
@@ -126,17 +130,25 @@ class Ticker:
                 continue
             if len(call.frames) > 1 and (stale := call.drop_stale(now_s, self._stale_s)):
                 self.metrics.dropped.labels("stale").inc(stale)
-            picked.append((call, call.take()))
+            frame = call.take()
+            self._limit(call, frame)
+            picked.append((call, frame))
         return picked
+
+    def _limit(self, call: Call, frame: WaitingFrame) -> None:
+        """As many codebooks as the device and the call's link are good for."""
+        bitrate = call.bitrate.frame()
+        if bitrate.limited_by == "nothing":
+            return
+        self.metrics.fewer_codebooks.labels(bitrate.limited_by).inc()
+        wanted = frame.codebooks
+        frame.codebooks = bitrate.n_codebooks if wanted is None else min(wanted, bitrate.n_codebooks)
 
     # --- a tick ---------------------------------------------------------------------------------
 
     def _tick(self, picked: Picked, began_s: float) -> None:
-        codebooks, all_codebooks = self.board.shedder.level.codebooks, self._codebooks
         frames = [
-            SlotFrame(
-                call.key, frame.samples, frame.forced_text, frame.silent, codebooks(all_codebooks, frame.codebooks)
-            )
+            SlotFrame(call.key, frame.samples, frame.forced_text, frame.silent, frame.codebooks)
             for call, frame in picked
         ]
         start_s = self._clock.now()
@@ -144,13 +156,13 @@ class Ticker:
             results, times = self._engine.step(frames)
             _check(frames, results)
         except Exception as error:
-            self._failed(picked, began_s, error)
+            self._failed(picked, frames, began_s, error)
             return
         done_s = self._clock.now()
         self.board.tick_began_s = None
         self._failures = 0
-        late = self._hand_out(picked, results, began_s, done_s)
-        self._count(began_s, len(frames), times, done_s - start_s, late)
+        late, left_s = self._hand_out(picked, results, began_s, done_s)
+        self._count(began_s, len(frames), times, done_s - start_s, late, left_s / self._frame_s)
         for (call, _), result in zip(picked, results, strict=True):
             if result.error is not None:
                 self.metrics.faults.labels("slot").inc()
@@ -161,56 +173,87 @@ class Ticker:
             self._measure_in_ticks = _MEMORY_EVERY_TICKS
             self._slots.measure_memory()
 
-    def _hand_out(self, picked: Picked, results: Sequence[SlotResult], began_s: float, done_s: float) -> int:
-        """How many were late."""
-        late = 0
+    def _hand_out(
+        self, picked: Picked, results: Sequence[SlotResult], began_s: float, done_s: float
+    ) -> tuple[int, float]:
+        """How many were late, and what was left until the first was due (below 0 if it was late)."""
+        late, least_left_s = 0, math.inf
         for (call, frame), result in zip(picked, results, strict=True):
-            late_s = max(0.0, done_s - due_s(began_s, frame.arrived_s, self._frame_s))
-            late += late_s > 0
+            left_s = due_s(began_s, frame.arrived_s, self._frame_s) - done_s
+            late_s = max(0.0, -left_s)
+            late, least_left_s = late + (left_s < 0), min(least_left_s, left_s)
             self._slots.tell(call, Stepped(frame.seq, result, frame.arrived_s, done_s, late_s))
-            if self._codebooks is None and result.codes is not None:
-                self._codebooks = len(result.codes)
-        return late
+        return late, least_left_s
 
-    def _failed(self, picked: Picked, began_s: float, error: Exception) -> None:
-        """Nobody knows how far the slots of this tick got: they are told, and made as new. The others stood still."""
-        typed, done_s = typed_error(error, "in a tick"), self._clock.now()
-        log.error("a tick of %d calls failed: %s", len(picked), typed, exc_info=error)
+    def _failed(self, picked: Picked, frames: Sequence[SlotFrame], began_s: float, error: Exception) -> None:
+        """Those whose slots are to blame are told, and made as new; if nobody knows which, all in this tick are."""
+        log.error("a tick of %d calls failed: %s", len(picked), error, exc_info=error)
         self.metrics.faults.labels("tick").inc()
+        found = self._isolate(frames, error)
+        done_s = self._clock.now()
         self.board.tick_began_s = None
         self._refuse_if_out_of_memory(error, done_s)
-        self._hand_out(picked, [SlotResult(call.key, error=typed) for call, _ in picked], began_s, done_s)
-        for call, _ in picked:
+        results = [
+            SlotResult(frame.key, error=typed_error(one, "in a tick")) if isinstance(one, Exception) else one
+            for frame, one in zip(frames, found, strict=True)
+        ]
+        self._hand_out(picked, results, began_s, done_s)
+        for (call, _), one, result in zip(picked, found, results, strict=True):
+            if result.error is None:
+                continue
             try:
-                self._engine.reset(call.key)
+                if isinstance(one, Exception):  # else the engine has seen to it
+                    self._engine.reset(call.key)
             except Exception as again:
                 self._slots.end(call, typed_error(again, "when a slot was reset"))
             else:
                 self._slots.begin_reading(call)
         self._slots.measure_memory()
-        self._failures += 1
+        self._failures = 0 if any(result.error is None for result in results) else self._failures + 1
         if self._failures >= self._options.max_failures:
+            typed = typed_error(error, "in a tick")
             raise AgentFaultError(f"The engine failed {self._failures} ticks in a row. The last time: {typed}")
+
+    def _isolate(self, frames: Sequence[SlotFrame], error: Exception) -> Sequence[SlotResult | Exception]:
+        """What came of each frame after all."""
+        if self._undo is None or isinstance(error, _WrongResultsError):
+            return [error] * len(frames)
+        try:
+            self._undo()
+            return step_in_halves(self._step_again, self._undo, frames, error)
+        except Exception as again:
+            log.error("a tick could not be undone: %s", again, exc_info=again)
+            return [error] * len(frames)
+
+    def _step_again(self, frames: Sequence[SlotFrame]) -> Sequence[SlotResult]:
+        results, _ = self._engine.step(frames)
+        _check(frames, results)
+        return results
 
     def _refuse_if_out_of_memory(self, error: Exception, now_s: float) -> None:
         """Whoever is in goes on; nobody else comes in until it has been quiet for a while."""
         if out_of_memory(error):
             with self.board.changed:
                 self.board.shedder.refuse(now_s)
-            self.metrics.shed_level.set(self.board.shedder.index)
+            self.metrics.shed_level.set(self.board.shedder.level)
 
-    def _count(self, began_s: float, frames: int, times: StepTimes, engine_s: float, late: int) -> None:
+    def _count(
+        self, began_s: float, frames: int, times: StepTimes, engine_s: float, late: int, headroom: float
+    ) -> None:
         metrics, board = self.metrics, self.board
         now_s = self._clock.now()
         with board.changed:
-            before = board.shedder.index
-            if before == 0:  # what a tick takes while nothing is given up
+            before = board.shedder.level
+            if before is Level.NOTHING:  # what a tick takes while nothing is given up
                 board.times.observe(times.batch_size, engine_s, now_s)
-            board.shedder.tick(now_s, late > 0)
-            level = board.shedder.index
-        if level != before:
-            log.warning("overload: level %d of %d", level, len(board.shedder.levels) - 1)
+            else:
+                board.times.keep(times.batch_size, now_s)
+            board.shedder.tick(now_s, headroom, late > 0)
+            level, codebooks = board.shedder.level, board.shedder.policy.ceiling
+        if level is not before:
+            log.warning("overload: level %d, %d codebooks", level, codebooks)
         metrics.shed_level.set(level)
+        metrics.codebooks.set(codebooks)
         metrics.batch_frames.observe(frames)
         metrics.batch_size.set(times.batch_size)
         if late:
@@ -223,7 +266,11 @@ class Ticker:
         metrics.utilisation.set(self.log.utilisation(now_s))
 
 
+class _WrongResultsError(AgentFaultError):
+    """An engine that mixes slots up is not asked again."""
+
+
 def _check(frames: Sequence[SlotFrame], results: Sequence[SlotResult]) -> None:
     """A result must never reach another call."""
     if [frame.key for frame in frames] != [result.key for result in results]:
-        raise AgentFaultError("The engine's results are not those of the frames it was given.")
+        raise _WrongResultsError("The engine's results are not those of the frames it was given.")

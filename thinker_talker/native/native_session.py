@@ -39,7 +39,14 @@ from duplex.agent import (
     ReplyText,
 )
 from duplex.conversation import Role
-from duplex.errors import AgentFaultError, ConfigError, DuplexError, TooLargeError, UnsupportedError
+from duplex.errors import (
+    AgentBehindError,
+    AgentFaultError,
+    ConfigError,
+    DuplexError,
+    TooLargeError,
+    UnsupportedError,
+)
 from duplex.frames import SAMPLE_RATE_HZ, Samples, ms_to_samples, silence
 from duplex.playout import ramp
 from duplex.scheduler.contract import SlotResult, SlotSettings
@@ -143,7 +150,9 @@ class NativeSession:
         forced = self._forced.next(agent_quiet=self._watch.voice is Voice.QUIET, silenced=self._silence.holds)
         self._silence.pass_frame(self._frame_s, hearing.quiet_s)
         behind = len(self._sent) >= self._options.max_behind_frames
-        if behind or not self._slot.submit(frame.samples, forced_text=forced.token, silent=forced.silent):
+        if behind or not self._slot.submit(
+            frame.samples, forced_text=forced.token, silent=forced.silent, link=heard.link
+        ):
             self._fell_behind()
             return
         self._sent.append(_Sent(frame.end_pts, hearing, forced))
@@ -153,7 +162,8 @@ class NativeSession:
         """Told once, and again if it happens after a while in which it did not."""
         told_at, self._behind_at = self._behind_at, self._submitted
         if told_at is None or self._submitted - told_at > _TOLD_AGAIN_S / self._frame_s:
-            self._out.append(Fault(AgentFaultError("The model fell behind and did not hear everything that was said.")))
+            told = AgentBehindError("The model fell behind and did not hear everything that was said.")
+            self._out.append(Fault(told))
 
     def collect(self) -> Sequence[AgentEvent]:
         """What came of the frames before this tick's. (A frame's result is never there in its own tick, except where
@@ -212,12 +222,14 @@ class NativeSession:
         self._wait_for_wanted()
 
     def _dropped(self, sent: list[_Sent], reason: str) -> None:
-        """Frames the model never heard. Time went by for the user all the same."""
+        """Frames the model never heard. Time went by for the user all the same, and for a reply that was being said:
+        what was put in its place meanwhile is not to be taken from what comes next."""
         if reason != "reset" and not self._restarting:
             self._fell_behind()
         for frame in sent:
             seen = self._watch.push(SeenFrame(frame.end_pts, frame.hearing, self._reply is not None, SILENT_DBFS))
             self._out += seen.told
+            self._pass_on(silence(self._frame_samples), None)
 
     def _is_text(self, token: int) -> bool:
         tokens = self._tokens

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
+from duplex.bitrate import LinkReport
 from duplex.errors import AgentFullError, MissingDependencyError
 from duplex.frames import Samples
 from duplex.scheduler import Deliver, Engine, Scheduler, SchedulerMetrics, SchedulerOptions, SlotSettings
@@ -36,9 +37,16 @@ class Slot(Protocol):
     """A call's place at the scheduler."""
 
     def submit(
-        self, samples: Samples, *, forced_text: int | None = None, silent: bool = False, codebooks: int | None = None
+        self,
+        samples: Samples,
+        *,
+        forced_text: int | None = None,
+        silent: bool = False,
+        codebooks: int | None = None,
+        link: LinkReport | None = None,
     ) -> bool:
-        """Takes one frame; one fate of it will be delivered. False: it was not taken."""
+        """Takes one frame; one fate of it will be delivered. False: it was not taken. ``link``: a new report about the
+        call's link, if there is one."""
         ...
 
     def leave(self) -> None: ...

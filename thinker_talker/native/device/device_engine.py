@@ -38,6 +38,7 @@ from duplex.thinker_talker.native.device.lanes import Lane
 from duplex.thinker_talker.native.device.memory import free_bytes, in_words, tensor_bytes
 from duplex.thinker_talker.native.device.part_times import ClockPartTimes, CudaPartTimes, PartTimes
 from duplex.thinker_talker.native.device.placement import Placement, batch_sizes, smallest_that_fits
+from duplex.thinker_talker.native.device.undo import Undo
 from duplex.thinker_talker.native.model.slot_rows import SavedRow, check_row, copy_row, load_row, save_row, transfer_row
 from duplex.thinker_talker.native.model.tensors import CHOOSE
 
@@ -85,6 +86,7 @@ class DeviceEngine:
         self._placement = Placement(max_slots)
         self._slots: dict[int, _Slot] = {}
         self._tick: Lane | None = None
+        self._undo: Undo | None = None
         self._reading: Lane | None = None
         self._reader: int | None = None  # the key whose backbone state lies in the prompt lane
 
@@ -97,6 +99,10 @@ class DeviceEngine:
     @property
     def frame_s(self) -> float:
         return self.frame_samples / self.parts.codec.info.sample_rate_hz
+
+    @property
+    def codebooks(self) -> int:
+        return min(self.parts.backbone.dep_q, self.parts.codec.info.codebooks)
 
     @property
     def max_slots(self) -> int:
@@ -140,9 +146,10 @@ class DeviceEngine:
                 self._silence = self._codes_of_silence()
                 for lane in (self._tick, self._reading):
                     lane.warm_up_and_capture()
+                self._undo = Undo(self._tick.states, self._sizes)
             self._make_voices()
         except torch.OutOfMemoryError as error:
-            self._tick = self._reading = None
+            self._tick = self._reading = self._undo = None
             raise ConfigError(
                 f"{self._max_slots} slots do not fit the memory of {self.device}: {_first_line(error)} The weights "
                 f"take {in_words(self.parts.weight_bytes)}. Fewer slots, a shorter context or an int8 cache need less."
@@ -158,7 +165,7 @@ class DeviceEngine:
 
     def close(self) -> None:
         """Gives the device's memory back."""
-        self._tick = self._reading = self._reader = None
+        self._tick = self._reading = self._reader = self._undo = None
         self._slots.clear()
         self._placement = Placement(self._max_slots)
         if self.device.type == "cuda":
@@ -231,25 +238,34 @@ class DeviceEngine:
 
     @torch.inference_mode()
     def step(self, frames: Sequence[SlotFrame]) -> tuple[Sequence[SlotResult], StepTimes]:
-        """A slot whose prompt is not read to its end starts without the rest of it."""
+        """A slot whose prompt is not read to its end starts without the rest of it. If it raises, ``undo``."""
         if not frames:
             return [], StepTimes(0)
-        lane = self._started()
+        lane, undo = self._started(), self._undo
+        assert undo is not None
         rows = [self._placement.row(frame.key) for frame in frames]
         size = smallest_that_fits(self._sizes, 1 + max(rows))
         self._times.begin()
         refused = self._stage(lane, frames, rows, size)
         try:
             lane.given.upload(size)
+            undo.keep(size)
             self._times.end_of("copy")
             lane.run(size, self._times)
             lane.made.download(size)
             self._times.end_of("copy")
             self._synchronise()
         except torch.OutOfMemoryError as error:
+            undo.forget()
             return self._all_failed(frames, error), StepTimes(size)
+        undo.forget()
         results = self._results(lane, frames, rows, size, refused)
         return results, StepTimes(size, self._times.read())
+
+    @torch.inference_mode()
+    def undo(self) -> None:
+        if self._undo is not None:
+            self._undo.take_back()
 
     def _stage(self, lane: Lane, frames: Sequence[SlotFrame], rows: Sequence[int], size: int) -> dict[int, DuplexError]:
         """Fills the host's rows. Frames that cannot be stepped are left out; by key, why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -64,6 +64,11 @@ class BackboneState:
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         return self._tensors
+
+    @property
+    def rings(self) -> Collection[str]:
+        """Keys and values: a step writes its own place, which no step looks into before."""
+        return [name for name in self._tensors if name.startswith("layer")]
 
     def first(self, n_slots: int) -> BackboneState:
         if n_slots not in self._views:
