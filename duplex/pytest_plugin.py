@@ -24,9 +24,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from duplex.agent import Agent, AgentSettings
-    from duplex.config import SessionConfig
+    from duplex.bots import Bot
+    from duplex.config import BotConfig, SessionConfig
     from duplex.testing import VirtualCall
+    from duplex.testing.bots import BotCall
     from duplex.testing.gate import Gate
 
 _CALLS: pytest.StashKey[list[VirtualCall]] = pytest.StashKey()
@@ -52,6 +56,32 @@ class CallOpener:
         from duplex.testing import VirtualCall
 
         call = VirtualCall(agent, config=config, settings=settings, answer_timeout_s=answer_timeout_s)
+        self.calls.append(call)
+        return call
+
+    def to(
+        self,
+        bot: Bot | Callable[..., object],
+        agent: Agent | None = None,
+        *,
+        config: SessionConfig | None = None,
+        settings: AgentSettings | None = None,
+        bots: BotConfig | None = None,
+        facts: Mapping[str, str] | None = None,
+        answer_timeout_s: float = 10.0,
+    ) -> BotCall:
+        """A call that a bot answers; see :class:`duplex.testing.bots.BotCall`."""
+        from duplex.testing.bots import BotCall
+
+        call = BotCall(
+            bot,
+            agent,
+            config=config,
+            settings=settings,
+            bots=bots,
+            facts=facts,
+            answer_timeout_s=answer_timeout_s,
+        )
         self.calls.append(call)
         return call
 

@@ -1,4 +1,4 @@
-"""Agents, codecs and transports by name, through entry points, so anyone can add one without touching this tree."""
+"""Agents, bots, codecs and transports by name, through entry points, so anyone can add one from outside this tree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from duplex.agent import Agent, AgentFactory
 from duplex.errors import ConfigError
 
-GROUPS = ("duplex.agents", "duplex.codecs", "duplex.transports")
+GROUPS = ("duplex.agents", "duplex.bots", "duplex.codecs", "duplex.transports")
 
 
 def names(group: str) -> tuple[str, ...]:
