@@ -305,9 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     silero = SileroModel(ModelStore().path("silero-vad") / "silero_vad.onnx")
     calls = cases(["tune", "report"].index(options.half), options.cases, options.seed, options.wobble_ms)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(
-        f"{len(calls)} simulated calls of {_CALL_S:g} s, {options.half} half, seed {options.seed}, wobble {options.wobble_ms:g} ms ({machine})\n"
-    )
+    how = f"{options.half} half, seed {options.seed}, wobble {options.wobble_ms:g} ms"
+    print(f"{len(calls)} simulated calls of {_CALL_S:g} s, {how} ({machine})\n")
     echo, alone, both = score_rows(calls, silero)
     tables = {
         f"Echo score, threshold {ECHO_THRESHOLD:g}": [*echo, *alone, *both],
