@@ -1,6 +1,7 @@
 """How quickly, and how well, the listener writes down what a person said.
 
     duplex bench listener [--repeat 10] [--json FILE]
+    duplex bench listener --line telephone [--split reporting] [--levels=-20,-30,-40] [--plot PNG]
 
 Speech is LibriVox (Sense and Sensibility), read by a person, with transcripts: Debian's
 ``pocketsphinx-testdata``. Latency is from ``request`` to ``on_result``, measured with the engine's own
@@ -10,6 +11,10 @@ threads, for 1, 3, 6 and 10 s of a reading:
     cold             nothing was asked before
     behind partial   another session's partial (8 s of speech) is being recognised: it has to give way
     library          the ``moonshine-voice`` package's own ``transcribe_without_streaming``, for comparison
+
+With ``--line telephone`` it is what is understood that is measured, not how fast: the recordings of a split, wide and
+over a telephone line (:mod:`duplex.benchmarks.narrowband`), at several levels, as a session hears them
+(:mod:`duplex.benchmarks.listener_lines`).
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from duplex.benchmarks.listener_lines import word_errors
+from duplex.benchmarks.narrowband import LINES, WIDE
 from duplex.errors import ConfigError
 from duplex.thinker_talker.listener import LISTENER_RATE_HZ, Listener, Samples16k, Transcript
 from duplex.thinker_talker.moonshine import MoonshineListener
@@ -54,16 +61,6 @@ def load_recordings(directory: Path) -> list[tuple[Samples16k, str]]:
 
 def words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower().replace("mr.", "mister"))
-
-
-def word_errors(heard: list[str], said: list[str]) -> int:
-    """Levenshtein distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 class Ear:
@@ -214,7 +211,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="directory of Moonshine Tiny (default: the pulled one)")
     parser.add_argument("--recordings", type=Path, default=RECORDINGS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    lines = parser.add_argument_group("words on another line")
+    lines.add_argument(
+        "--line", choices=tuple(LINES), default=WIDE.name, help="beside a wide one (default: wide alone)"
+    )
+    lines.add_argument("--split", choices=("tuning", "reporting"), default="reporting")
+    lines.add_argument("--levels", default="-20,-30,-40", metavar="DBFS,…", help="levels of speech (-20,-30,-40)")
+    lines.add_argument(
+        "--gain", action="store_true", help="the detector hears with thinker_talker/gain.py, as on one call"
+    )
+    lines.add_argument("--plot", type=Path, metavar="PNG")
     options = parser.parse_args(argv)
+    if options.line != WIDE.name:
+        from duplex.benchmarks.listener_report import measure_lines
+
+        return measure_lines(options)
 
     readings = load_recordings(options.recordings)
     directory = options.model or ModelStore().path("moonshine-tiny-en")

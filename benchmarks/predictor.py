@@ -1,6 +1,7 @@
 """Which evidence is worth what: the turn-state predictor on recordings, with parts of it switched off.
 
     duplex bench predictor [--split tuning|reporting] [--learn] [--json FILE]
+    duplex bench predictor --line telephone [--levels=-30,-40] [--json FILE] [--plot PNG]
 
 No call and no server: the real models hear each recording once, and the predictor is run on what they said with
 their usual delays (:mod:`duplex.benchmarks.predictor_replay`). ``takeover`` is the share of mid-turn pauses that
@@ -8,6 +9,8 @@ were taken for the end of a turn, ``delay`` the silence before an end was believ
 the reply, and is spared every takeover whose reply would not have been ready in time: ``duplex bench turns``.)
 
 With ``--learn`` a logistic head is fitted to the tuning set and compared with the hand-set weights on the other.
+With ``--line telephone`` all evidence is on, and the same recordings are compared wide and over a telephone line
+(:mod:`duplex.benchmarks.predictor_lines`).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from duplex.benchmarks.lines_plot import save_dots
+from duplex.benchmarks.narrowband import LINES, WIDE, Line, line_named, parsed_levels
 from duplex.benchmarks.predictor_head import fit, inputs, rank_quality
-from duplex.benchmarks.predictor_replay import Heard, Models, Spoken, decide, hear, score
+from duplex.benchmarks.predictor_lines import Figure, measure_line, plotted, print_lines, to_json, turns_of
+from duplex.benchmarks.predictor_replay import Heard, Models, decide, hear, score
 from duplex.benchmarks.server_process import machine
 from duplex.benchmarks.turns.material import Material
 from duplex.errors import DuplexError
@@ -50,12 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=("tuning", "reporting"), default="reporting")
     parser.add_argument("--trials", type=int, default=40, help="pauses of each made kind (40)")
     parser.add_argument("--learn", action="store_true", help="fit a head to the tuning set and compare")
+    parser.add_argument("--line", choices=tuple(LINES), default=WIDE.name, help="beside a wide one (wide alone)")
+    parser.add_argument("--levels", metavar="DBFS,…", help="levels of speech on the line (the line's own: -30)")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="with --line: the two beside each other")
     args = parser.parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     models: Models | None = None
     try:
+        lines = _lines(args.line, args.levels)
         models = Models()
+        if len(lines) > 1:
+            return _compare(lines, args, models, console)
         heard = listen(args.split, args.trials, models, console)
         report: dict[str, Any] = {"machine": machine(), "split": args.split, "variants": _variants(heard, console)}
         if args.learn:
@@ -75,21 +87,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def listen(split: str, trials: int, models: Models, console: Console) -> dict[str, list[Heard]]:
     """Kind of turn → recordings as the models hear them."""
     material = Material.load(split=split, note=console.print)  # type: ignore[arg-type]
-    listed = list(_spoken(material, trials))
+    listed = list(turns_of(material, trials))
     heard: dict[str, list[Heard]] = {}
     for kind, spoken in track(listed, f"Listening to the {split} set …", console=console, transient=True):
         heard.setdefault(kind, []).append(hear(spoken, models))
     return heard
 
 
-def _spoken(material: Material, trials: int) -> Iterator[tuple[str, Spoken]]:
-    for stimulus in material.questions():
-        yield "plain", Spoken(stimulus.name, stimulus.samples, stimulus.voiced.end_ms)
-    makers = {"paused": material.paused, "um": material.um_pause, "digits": material.digits}
-    for kind, make in makers.items():
-        for k in range(trials):
-            made = make(k)
-            yield kind, Spoken(made.name, made.samples, made.voiced.end_ms, made.pauses)
+def _lines(name: str, levels: str | None) -> list[Line]:
+    """The wide line, and the other one at each level."""
+    line = line_named(name)
+    if line is WIDE:
+        return [WIDE]
+    if levels is None:
+        return [WIDE, line]
+    return [WIDE, *(line.with_speech_at(level) for level in parsed_levels(levels))]
+
+
+def _compare(lines: Sequence[Line], args: argparse.Namespace, models: Models, console: Console) -> int:
+    material = Material.load(split=args.split, note=console.print)
+    found: dict[str, list[Figure]] = {}
+    for line in lines:
+        found[line.label] = measure_line(material, line, args.trials, models, console)
+        print_lines(found, args.split, console)  # a look at what there is, since the next line takes minutes
+    about = machine()
+    if args.json is not None:
+        report = {"machine": about, "split": args.split, "trials": args.trials, "lines": to_json(found)}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot is not None:
+        subtitle = f"{args.split} set, {args.trials} of each made kind; {about['cpu']}; bars: 95 %"
+        save_dots(plotted(found), args.plot, "The turn predictor over a telephone line", subtitle)
+    return 0
 
 
 def _variants(heard: Mapping[str, Sequence[Heard]], console: Console) -> dict[str, Any]:

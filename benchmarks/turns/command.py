@@ -25,10 +25,12 @@ from typing import Any, get_args
 from rich.console import Console
 
 from duplex import __version__
+from duplex.benchmarks.narrowband import LINES, WIDE, line_named
 from duplex.benchmarks.server_process import ServerProcess, machine, started_server
 from duplex.benchmarks.stimuli_cuts import Split
 from duplex.benchmarks.turns.contract import Scenario
-from duplex.benchmarks.turns.doors import OpenedDoor, door_of
+from duplex.benchmarks.turns.doors import DOORS, OpenedDoor, door_of
+from duplex.benchmarks.turns.lines import LineDoor
 from duplex.benchmarks.turns.material import Material
 from duplex.benchmarks.turns.printing import Progress, print_results
 from duplex.benchmarks.turns.results import ScenarioResult, SuiteResult
@@ -66,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("what to test")
     where.add_argument("--url", help="a running server (default: one is started)")
     where.add_argument("--server-pid", type=int, metavar="PID", help="with --url: its process, to weigh it")
-    where.add_argument("--door", choices=("webrtc", "websocket"), help="which way in (by the address; else webrtc)")
+    where.add_argument("--door", choices=DOORS[:-1], help="which way in (by the address; else webrtc)")
+    where.add_argument("--line", choices=tuple(LINES), default=WIDE.name, help="what the user speaks over (wide)")
     where.add_argument("--in-process", action="store_true", help="the default agent in this process, no server")
     where.add_argument("--serve", default="", metavar="ARGS", help="arguments for the server that is started")
     where.add_argument("--instructions", help="for every call that has none of its own")
@@ -122,7 +125,7 @@ def _run(args: argparse.Namespace, scenarios: Sequence[Scenario], console: Conso
         machine={name: value for name, value in before.items() if name != "load_average"},
         load={"before": before["load_average"], "after": after["load_average"]},
         configuration=configuration,
-        door=door.name,
+        door=door.name if args.line == WIDE.name else f"{door.name}, {args.line} line",
         seed=args.seed,
         split=args.split,
         quick=args.quick or (args.trials is not None and args.trials < 20),
@@ -142,7 +145,8 @@ def _server(args: argparse.Namespace) -> Iterator[ServerProcess | None]:
     elif args.url:
         yield ServerProcess(args.url, args.server_pid)
     else:
-        with started_server(["--max-sessions", str(SESSIONS), *shlex.split(args.serve)]) as server:
+        doors = ["--door", "twilio"] if args.door == "twilio" else []
+        with started_server(["--max-sessions", str(SESSIONS), *doors, *shlex.split(args.serve)]) as server:
             yield server
 
 
@@ -158,7 +162,7 @@ async def _through_door(
     """Fills ``results`` as scenarios end, so that a run that is stopped was not for nothing."""
     async with opened as door:
         bench = SuiteBench(
-            door=ConfiguredDoor(door, args.instructions, args.turn_taking),
+            door=ConfiguredDoor(LineDoor(door, line_named(args.line)), args.instructions, args.turn_taking),
             material=material,
             seed=args.seed,
             server_pid=None if server is None else server.pid,

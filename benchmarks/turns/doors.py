@@ -1,4 +1,4 @@
-"""The ways into an agent: a server by WebRTC, a server by WebSocket, or an agent in this process.
+"""The ways into an agent: a server by WebRTC, by WebSocket, as a telephone by Twilio, or an agent in this process.
 
     async with door_of("http://127.0.0.1:8998") as door:
         async with door.call() as call:
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from duplex.agent import Agent
 from duplex.benchmarks.turns.contract import Call, CallOptions, Door
 from duplex.benchmarks.turns.in_process import InProcessCall
+from duplex.benchmarks.turns.twilio_call import TwilioCall
 from duplex.clock import Clock, MonotonicClock
 from duplex.config import SessionConfig
 from duplex.errors import TransportError
@@ -29,7 +30,7 @@ from duplex.transport.client_call import CallSettings
 from duplex.transport.client_websocket import WebSocketCall
 
 _DEFAULT = CallOptions()
-DOORS = ("webrtc", "websocket", "in-process")
+DOORS = ("webrtc", "websocket", "twilio", "in-process")
 
 
 def settings_of(options: CallOptions) -> CallSettings:
@@ -71,6 +72,17 @@ class WebSocketDoor(_ServerDoor):
 
     def call(self, options: CallOptions = _DEFAULT) -> AbstractAsyncContextManager[Call]:
         return WebSocketCall.connect(self.url, settings_of(options))
+
+
+@dataclass(frozen=True)
+class TwilioDoor(_ServerDoor):
+    """``url``: the server's address, ``http://host:port`` or the full path of its media streams."""
+
+    url: str
+    name = "twilio"
+
+    def call(self, options: CallOptions = _DEFAULT) -> AbstractAsyncContextManager[Call]:
+        return TwilioCall.connect(self.url, settings_of(options))
 
 
 class InProcessDoor:
@@ -148,7 +160,9 @@ def door_of(
             return WebRtcDoor(url)
         case "websocket":
             return WebSocketDoor(url)
+        case "twilio":
+            return TwilioDoor(url)
         case name:
             raise TransportError(
-                f"There is no door {name!r} to {url}. Doors: webrtc (http://…), websocket, in-process."
+                f"There is no door {name!r} to {url}. Doors: webrtc (http://…), websocket, twilio, in-process."
             )

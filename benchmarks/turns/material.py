@@ -79,6 +79,11 @@ class Material:
 
     # --- people ----------------------------------------------------------------------------------------
 
+    @property
+    def recordings(self) -> tuple[Stimulus, ...]:
+        """Every cut of the split's recordings, whatever it is used for."""
+        return self._recordings
+
     def questions(self) -> tuple[Stimulus, ...]:
         """Human: plain, complete turns, one sentence each, in an order fixed by the seed."""
         turns = self._human("turn")

@@ -8,7 +8,7 @@ from typing import Any
 from duplex.benchmarks.turns.contract import Bench, Limit, Scenario, Trial
 from duplex.benchmarks.turns.play import Build, Said, several, share_calls, transcripts
 from duplex.benchmarks.turns.told import traces, turns_committed
-from duplex.benchmarks.turns.trials import seed_of
+from duplex.benchmarks.turns.trials import CannotRunError, seed_of
 from duplex.benchmarks.turns.verdicts import ANSWER_WITHIN_MS, without_asides
 from duplex.recording import Recording, Span, starts_ms, turn_heard
 
@@ -81,6 +81,8 @@ async def commit_to_packet(bench: Bench, trials: int) -> AsyncIterator[Trial]:
     """2: a synthetic voice; from the decision that the turn is over to the first packet."""
 
     def judge(recording: Recording, said: Said) -> Trial:
+        if not recording.events:
+            raise CannotRunError(f"{bench.door.name}: nothing on this door tells when a turn was committed.")
         part = recording.between(said.start_ms, said.until_ms)
         values: dict[str, float] = {}
         if (packet_ms := _first_trace(part).get("first_packet")) is not None:
@@ -108,8 +110,9 @@ async def _pauses(bench: Bench, scenario: int, build: Build, trials: int) -> Asy
         values = {
             "takeover": trial.values["took_over"],
             "answered": trial.values["answered"],
-            "one_turn": float(turns <= 1),
         }
+        if recording.events:  # a telephone tells nothing of turns
+            values["one_turn"] = float(turns <= 1)
         if "voice_to_voice_ms" in trial.values:
             values["voice_to_voice_ms"] = trial.values["voice_to_voice_ms"]
         failed = trial.failed if values["takeover"] or not values["answered"] else None
