@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from duplex.turn import TABLE, WATCHED, Floor, Own, Row, Signal, User
 
@@ -73,7 +76,55 @@ def _table(table: Table, floors: tuple[Floor, ...]) -> list[str]:
     return lines
 
 
-PAGES = {"turn-taking.md": turn_taking}
+_TESTS = Path(__file__).parent.parent / "tests"
+_REALTIME_TESTS = "test_realtime_conformance.py"
+
+_REALTIME = """# The Realtime API, row by row
+
+Generated from `tests/realtime_catalogue.py` and `tests/test_realtime_conformance.py` by `make docs`. Do not edit.
+[realtime.md](realtime.md) says what the words mean here.
+
+The rows are those of the official `openai` Python package's models, which a test checks, so that a new event or field
+shows up as a failing test. *Refused* is an `error` event that names the field and says what works instead; nothing else
+of such an event is carried out. Each test runs a whole conversation, holds every server event against the official
+models, and fails if the rows it claims were not sent or received. Tests are in `tests/test_realtime_conformance.py`.
+"""
+
+
+def realtime_conformance() -> str:
+    """Which events and fields of the Realtime API are supported, and which tests show it."""
+    catalogue = runpy.run_path(str(_TESTS / "realtime_catalogue.py"))
+    shown = _covered(ast.parse((_TESTS / _REALTIME_TESTS).read_text("utf-8")))
+    lines = [*_REALTIME.splitlines()]
+    for title, name, prefix in (
+        ("Client events", "CLIENT_EVENTS", ""),
+        ("Server events", "SERVER_EVENTS", ""),
+        ("Session fields", "SESSION_FIELDS", "@session."),
+        ("Fields of `response.create`", "RESPONSE_FIELDS", "@response."),
+    ):
+        lines += ["", f"## {title}", "", "| | supported | | tests |", "| --- | --- | --- | --- |"]
+        for row, (support, note) in catalogue[name].items():
+            tests = "<br>".join(shown.get(prefix + row, ()))
+            lines.append(f"| `{row}` | {support} | {note} | {tests} |")
+    lines += ["", "## Extensions", "", "| | |", "| --- | --- |"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in catalogue["EXTENSIONS"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _covered(module: ast.Module) -> dict[str, list[str]]:
+    """Row to the tests that say they cover it, in words."""
+    shown: dict[str, list[str]] = {}
+    for test in module.body:
+        for decorator in getattr(test, "decorator_list", ()):
+            call: Any = decorator
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "covers":
+                for row in call.args:
+                    words = getattr(test, "name", "").removeprefix("test_").replace("_", " ")
+                    shown.setdefault(ast.literal_eval(row), []).append(words)
+    return shown
+
+
+PAGES = {"turn-taking.md": turn_taking, "realtime-conformance.md": realtime_conformance}
 
 
 if __name__ == "__main__":

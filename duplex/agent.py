@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from duplex.bitrate import LinkReport
 from duplex.clock import Clock
 from duplex.conversation import Item, Role
 from duplex.errors import DuplexError
 from duplex.frames import Frame, Image, Samples
 from duplex.turn import Floor, User
+from duplex.turn_rules import TurnRules
 
 # --- what an agent is ---------------------------------------------------------------------------
 
@@ -73,6 +75,8 @@ class AgentSettings:
     ``turn_taking``: how it takes turns, as a table the agent validates; ``preset`` names where to start from.
     ``tools``: what its replies may ask for; an agent that cannot raises ``ConfigError`` for any.
     ``silent``: replies are text alone, and no sound is made of them. ``max_output_tokens``: the longest reply.
+    ``turns``: who ends the user's turn; the session sees to it. ``captions``: whether the client is told what was
+    understood.
     """
 
     instructions: str | None = None
@@ -82,6 +86,8 @@ class AgentSettings:
     tool_choice: ToolChoice | None = None
     silent: bool | None = None
     max_output_tokens: int | None = None
+    turns: TurnRules | None = None
+    captions: bool | None = None
 
 
 class Agent(Protocol):
@@ -145,7 +151,8 @@ class Heard:
     """One step's input.
 
     ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none). ``reply_left_s``: how
-    much of our reply is still to be heard, once its end is known.
+    much of our reply is still to be heard, once its end is known. ``link``: a report about the line's link, once, when
+    it came.
     """
 
     frame: Frame
@@ -155,6 +162,7 @@ class Heard:
     now_s: float
     image: Image | None = None
     reply_left_s: float | None = None
+    link: LinkReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +320,14 @@ class PartialTranscript:
 
 @dataclass(frozen=True, slots=True)
 class FinalTranscript:
-    """The committed turn's words. Follows every ``CommitTurn``, also with an empty text."""
+    """The committed turn's words. Follows every ``CommitTurn``, also with an empty text.
+
+    ``error``: why the listener has none, or not all of them.
+    """
 
     turn_id: str
     text: str
+    error: DuplexError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +373,8 @@ class ToolCallArguments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """The call is complete; ``arguments`` is all of it, a JSON object. Its result comes as an item of a later history."""
+    """The call is complete; ``arguments`` is all of it, a JSON object. Its result comes as an item of a
+    later history."""
 
     reply_id: str
     call_id: str
@@ -380,10 +393,12 @@ class ReplyUsage:
 
 @dataclass(frozen=True, slots=True)
 class ReplyEnd:
-    """No more of this reply will come. ``error``: why it ended early, if it did."""
+    """No more of this reply will come. ``error``: why it ended early, if it did. ``cut_short``: it reached
+    ``max_output_tokens``, and would have gone on."""
 
     reply_id: str
     error: DuplexError | None = None
+    cut_short: bool = False
 
 
 class AsideKind(Enum):

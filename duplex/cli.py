@@ -1,8 +1,9 @@
-"""The command line: ``duplex serve|call|replay|models|bench|doctor``. Each command's own module adds its parser."""
+"""The command line: ``duplex serve|call|keys|replay|models|bench|doctor``. Each command's module adds its parser."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from duplex.errors import DuplexError
 
 
 def _parser() -> argparse.ArgumentParser:
-    from duplex import cli_bench, cli_call, cli_doctor, cli_models, cli_replay
+    from duplex import cli_bench, cli_call, cli_doctor, cli_keys, cli_models, cli_replay
 
     parser = argparse.ArgumentParser(
         prog="duplex", description="Speech and vision agents that listen and speak at the same time."
@@ -22,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"duplex {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="run the server and its page"))
-    for module in (cli_call, cli_replay, cli_models, cli_bench, cli_doctor):
+    for module in (cli_call, cli_keys, cli_replay, cli_models, cli_bench, cli_doctor):
         module.add_parser(commands)
     return parser
 
@@ -32,13 +33,19 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (8998; 0 takes a free one)")
+    parser.add_argument("--keys", metavar="FILE", help="ask for keys, also on this machine; see: duplex keys --help")
+    parser.add_argument("--insecure", action="store_const", const="true", help="be open to the network, without keys")
+    parser.add_argument("--tls-certificate", metavar="FILE", help="speak https and wss; PEM, read again when renewed")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key")
+    parser.add_argument("--door", action="append", choices=("twilio", "asterisk"), help="open it to telephone calls")
     parser.add_argument("--agent", help="which agent answers (cascade)")
     parser.add_argument("--weights", help="a native agent's model: a folder, a hub repository, or a name")
     parser.add_argument("--thinker", help="a model name, a GGUF file, or openai:http://host:port/v1#model")
     parser.add_argument("--voice", help="the talker's voice")
     parser.add_argument("--instructions", help="the system prompt")
+    parser.add_argument("--bot", metavar="NAME", help="who answers calls: file.py:function, see docs/bots.md")
     parser.add_argument("--record", metavar="DIR", help="write every session there; see: duplex replay --help")
-    parser.add_argument("--max-sessions", type=int, help="calls at a time (4)")
+    parser.add_argument("--max-sessions", type=int, help="calls at a time (what a native agent admits; else 4)")
     parser.add_argument(
         "--set",
         action="append",
@@ -52,6 +59,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 _FLAGS = {
     "host": "server.host",
     "port": "server.port",
+    "keys": "security.keys_file",
+    "insecure": "security.insecure",
+    "tls_certificate": "security.tls_certificate",
+    "tls_key": "security.tls_key",
+    "bot": "bot.name",
     "record": "record.dir",
     "max_sessions": "server.max_sessions",
     "agent": "agent.name",
@@ -65,6 +77,8 @@ _FLAGS = {
 def config_from(args: argparse.Namespace) -> Config:
     """The configuration that ``args`` of ``duplex serve`` describe."""
     flags = [f"{path}={value}" for name, path in _FLAGS.items() if (value := getattr(args, name)) is not None]
+    if args.door is not None:
+        flags.append(f"server.doors={json.dumps(args.door)}")
     return load_config(args.config, assignments=[*flags, *args.set])
 
 

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from duplex.errors import ConfigError
 
 T = TypeVar("T", bound="Settings")
 
 ENV_PREFIX = "DUPLEX_"
-_NOT_SETTINGS = {"DUPLEX_MODELS_DIR"}  # names of our own that are not paths into the configuration
+_NOT_SETTINGS = {"DUPLEX_MODELS_DIR", "DUPLEX_API_KEY"}  # names of our own that are not paths into the configuration
 
 
 class Settings(BaseModel):
@@ -32,11 +32,48 @@ class Settings(BaseModel):
 class ServerConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8998, ge=0, le=65535)
-    max_sessions: int = Field(4, ge=1, le=10_000)
+    max_sessions: int | None = Field(
+        None, ge=1, le=10_000, description="calls at a time; without it what the agent admits, 4 if it does not say"
+    )
     max_sdp_bytes: int = Field(64 * 1024, ge=1024)
     max_event_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     max_text_chars: int = Field(32_000, ge=1)
     retry_after_s: float = Field(5.0, gt=0)
+    doors: tuple[Literal["twilio", "asterisk"], ...] = Field(
+        (), description="which doors to the telephone network are open; AudioSocket is, where it has a port"
+    )
+
+
+class SecurityConfig(Settings):
+    """The table ``[security]``: who may come in. ``docs/security.md`` says how the parts work together."""
+
+    keys_file: Path | None = Field(
+        None, description="keys are asked for everywhere; without it only beyond loopback, from the user's own file"
+    )
+    insecure: bool = Field(False, description="listen beyond loopback and ask nobody for a key")
+    tls_certificate: Path | None = Field(None, description="PEM, the chain; read again when it changes")
+    tls_key: Path | None = None
+    origins: tuple[str, ...] = Field((), description='pages of other origins that may call, as "https://app.example"')
+    trusted_proxies: tuple[str, ...] = Field((), description="addresses or networks whose X-Forwarded-For is believed")
+    max_client_secrets: int = Field(10_000, ge=1)
+
+
+class LimitsConfig(Settings):
+    """The table ``[limits]``. 0 is no limit. What is left out has none on loopback, and ``BEYOND_LOOPBACK`` elsewhere.
+
+    A key's own limits, set with ``duplex keys add``, go before ``sessions_per_key`` and ``calls_per_minute_per_key``.
+    """
+
+    sessions_per_key: int | None = Field(None, ge=0)
+    sessions_per_address: int | None = Field(None, ge=0, description="of callers without a key of the server")
+    calls_per_minute_per_key: float | None = Field(None, ge=0)
+    calls_per_minute_per_address: float | None = Field(None, ge=0)
+    bytes_per_minute: float | None = Field(None, ge=0, description="a key or address may send by WebSocket")
+    failures_per_minute: float | None = Field(None, ge=0, description="wrong keys from one address")
+    session_s: float | None = Field(None, ge=0, description="how long a session may last")
+    idle_s: float | None = Field(None, ge=0, description="nobody says or does anything for so long")
+    connection_bytes_per_s: float = Field(1024 * 1024, ge=1024, description="more is slowed down")
+    connection_events_per_s: float = Field(200.0, ge=1, description="more is slowed down, or refused by WebRTC")
 
 
 class PlayoutConfig(Settings):
@@ -107,12 +144,72 @@ class AgentConfig(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class BotConfig(Settings):
+    """The table ``[bot]``: the program that answers calls, and what becomes of one that misbehaves.
+
+    ``name``: an entry point of ``duplex.bots``, ``"path/to/file.py:function"`` or ``"package.module:function"``.
+    A door may name another for its calls.
+    """
+
+    name: str | None = Field(None, description="which bot answers calls; without one the agent does, by itself")
+    apology: str = Field(
+        "I am sorry, something went wrong on our side. Please call again later.",
+        min_length=1,
+        description="what a caller hears when the bot failed, before the call ends",
+    )
+    hand_over: str | None = Field(
+        None, description='who passes calls on where a line cannot: "file.py:function", called with (call, to)'
+    )
+    hang_limit_s: float = Field(30.0, gt=0, description="a bot that asks nothing of the call for so long has failed")
+    tool_limit_s: float = Field(10.0, gt=0, description="a tool that takes longer has failed")
+    hand_over_limit_s: float = Field(10.0, gt=0)
+    end_limit_s: float = Field(1.0, ge=0, description="what a bot may still do after the call, before it is cancelled")
+
+
+class TwilioConfig(Settings):
+    """The table ``[twilio]``: calls that come as Twilio Media Streams. ``docs/telephony.md`` says how to set it up."""
+
+    public_url: str | None = Field(
+        None, pattern="^https?://[^/?#]+(/[^?#]*)?$", description="how Twilio reaches this server, behind a proxy"
+    )
+    auth_token: SecretStr | None = Field(
+        None, min_length=1, description="of the account; what it did not sign is refused then"
+    )
+
+
+class AudioSocketConfig(Settings):
+    """The table ``[audiosocket]``: calls from Asterisk over TCP. ``docs/telephony.md`` says how to set it up.
+
+    The protocol has no keys and no encryption: keep it on this machine, or on a network that is yours alone.
+    """
+
+    port: int | None = Field(None, ge=0, le=65535, description="9019 by custom; without it nothing listens")
+    host: str = "127.0.0.1"
+    callers: tuple[str, ...] = Field((), description="addresses or networks that may connect, besides this machine")
+    max_connections: int = Field(64, ge=1)
+    call_id_limit_s: float = Field(5.0, gt=0, description="who connects and does not say which call it is goes then")
+
+
+class LogConfig(Settings):
+    """The table ``[log]``: what is written to standard error, a line an event. ``docs/operations.md`` has the fields."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    queue_lines: int = Field(10_000, ge=16, description="how far the reader of the log may lag behind before it loses")
+
+
 class Config(Settings):
     server: ServerConfig = ServerConfig()
+    security: SecurityConfig = SecurityConfig()
+    limits: LimitsConfig = LimitsConfig()
     session: SessionConfig = SessionConfig()
     camera: CameraConfig = CameraConfig()
     record: RecordConfig = RecordConfig()
     agent: AgentConfig = AgentConfig()
+    bot: BotConfig = BotConfig()
+    twilio: TwilioConfig = TwilioConfig()
+    audiosocket: AudioSocketConfig = AudioSocketConfig()
+    log: LogConfig = LogConfig()
 
 
 def load_config(

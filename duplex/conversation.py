@@ -54,20 +54,36 @@ Item = Message | ToolCall | ToolResult
 
 
 class Conversation:
-    """Items in order, by id. Bounded: past ``max_messages`` the oldest leave."""
+    """Items in order, by id. Bounded: past ``max_messages`` the oldest leave.
+
+    A place can be kept for an item that has no words yet (a turn not understood, a reply not heard); nobody sees it.
+    """
 
     def __init__(self, max_messages: int = 400) -> None:
-        self._items: dict[str, Item] = {}
+        self._items: dict[str, Item | None] = {}
         self._max = max_messages
 
     def __len__(self) -> int:
-        return len(self._items)
+        return sum(item is not None for item in self._items.values())
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self._items.values())
+        return iter(self.snapshot())
+
+    def __contains__(self, item_id: object) -> bool:
+        """Also of a place that is kept."""
+        return item_id in self._items
 
     def get(self, item_id: str) -> Item | None:
         return self._items.get(item_id)
+
+    @property
+    def last_id(self) -> str | None:
+        """The last item, or the last place that is kept."""
+        return next(reversed(self._items), None)
+
+    def keep_place(self, item_id: str) -> None:
+        """The next item of that id comes here."""
+        self._items.setdefault(item_id, None)
 
     def put(self, item: Item) -> None:
         """Adds an item, or replaces the one with the same id in its place."""
@@ -75,8 +91,19 @@ class Conversation:
         while len(self._items) > self._max:
             del self._items[next(iter(self._items))]
 
+    def insert(self, item: Item, after: str | None) -> None:
+        """Adds a new item behind the one called ``after``, or before all others."""
+        if after != self.last_id:
+            items = list(self._items.items())
+            index = 0 if after is None else list(self._items).index(after) + 1
+            self._items = dict([*items[:index], (item.item_id, item), *items[index:]])
+        self.put(item)
+
     def remove(self, item_id: str) -> bool:
-        return self._items.pop(item_id, None) is not None
+        """Removes an item, or the place that is kept for one."""
+        there = item_id in self._items
+        self._items.pop(item_id, None)
+        return there
 
     def truncate(self, item_id: str, text: str) -> Message | None:
         """Keeps only what was heard of an assistant message. Returns the message as it stands now."""
@@ -92,7 +119,7 @@ class Conversation:
         return kept
 
     def snapshot(self) -> tuple[Item, ...]:
-        return tuple(self._items.values())
+        return tuple(item for item in self._items.values() if item is not None)
 
 
 def words_after(text: str, heard: str) -> str:

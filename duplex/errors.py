@@ -12,11 +12,17 @@
     ├── AgentError                  the agent, or a model behind it, is the problem
     │   ├── AgentFullError          no room for another session now; carries ``retry_after_s``
     │   ├── AgentFaultError         a worker failed inside one session; the others go on
+    │   │   └── AgentBehindError    its models were too slow for a moment; the session goes on by itself
     │   └── ThinkerUnavailableError an endpoint is down, slow, or refused us
+    ├── BotError                    a bot, the program of one call, is the problem
+    │   ├── CallEndedError          told to a bot: the call is over, nobody is there to talk to
+    │   ├── HandOverError           the call cannot be passed on; says why
+    │   └── ToolError               a tool did not do what it was asked; the message is for the caller's ears
     ├── ProtocolError               a client sent something the protocol does not allow
     │   ├── InvalidEventError       unknown type, bad field, not JSON; names the field
     │   ├── UnsupportedError        understood, and not something this server does
     │   └── TooLargeError           over a stated limit
+    ├── LimitError                  too much, too often or too many; carries ``retry_after_s``
     ├── RecordingError              a recorded session cannot be read, or cannot be replayed
     └── TransportError              the connection failed or closed underneath us
 
@@ -84,23 +90,49 @@ class AgentFaultError(AgentError):
     """A worker failed inside one session."""
 
 
+class AgentBehindError(AgentFaultError):
+    """The models were too slow for a moment: something was not heard, or was heard late. Nothing is to be done."""
+
+
 class ThinkerUnavailableError(AgentError):
     """The thinker's endpoint is down, too slow, or refused the request."""
+
+
+class BotError(DuplexError):
+    """The program of one call failed, or did nothing for too long."""
+
+
+class CallEndedError(BotError):
+    """The call is over: the caller hung up, or the bot did. A bot may catch it to tidy up; it need not."""
+
+
+class HandOverError(BotError):
+    """The call cannot be passed on to somebody else."""
+
+
+class ToolError(BotError):
+    """A tool did not do what it was asked. Tools raise it with a sentence that a caller may hear."""
 
 
 class ProtocolError(DuplexError):
     """A client sent something the protocol does not allow.
 
-    ``code`` is a short machine-readable word, ``param`` the offending field (dotted path) if there is one.
+    ``code`` is a short machine-readable word, ``param`` the offending field (dotted path) if there is one. Both this and
+    the message may quote the client, and are sent back and logged: they are cut short, and hold what can be printed.
     """
 
     code = "invalid_request"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        self.param = param
+        self.param = None if param is None else _printable(param, 200)
         if code is not None:
             self.code = code
-        super().__init__(message)
+        super().__init__(_printable(message, 2000))
+
+
+def _printable(text: str, max_chars: int) -> str:
+    cut = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+    return cut if cut.isprintable() else "".join(char if char.isprintable() else "?" for char in cut)
 
 
 class InvalidEventError(ProtocolError):
@@ -119,6 +151,14 @@ class TooLargeError(ProtocolError):
     """Over a stated limit; the message gives the limit."""
 
     code = "too_large"
+
+
+class LimitError(DuplexError):
+    """Too much, too often or too many. Try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
 
 
 class RecordingError(DuplexError):

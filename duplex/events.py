@@ -6,6 +6,7 @@ time of the session's clock).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from duplex.agent import AgentSettings, AsideKind, Word
@@ -73,9 +74,23 @@ class UserTranscriptPartial:
 
 @dataclass(frozen=True, slots=True)
 class UserTranscriptFinal:
+    """``error``: why the listener has no words, or not all of them."""
+
     at: At
     item_id: str
     text: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTimedOut:
+    """Nobody spoke from ``start_pts``, where the last reply had been heard, to ``end_pts``. The silence becomes an
+    item, and the agent speaks."""
+
+    at: At
+    item_id: str
+    start_pts: int
+    end_pts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +115,20 @@ class ItemAdded:
 
 @dataclass(frozen=True, slots=True)
 class ReplyStarted:
-    """A reply became public: its turn was committed (a speculation that is dropped never shows)."""
+    """A reply became public: its turn was committed (a speculation that is dropped never shows).
+
+    ``item_id``: the message it says, if it says anything; it begins with the first of its text. ``silent``: text alone.
+    ``in_conversation``: it will be remembered. ``labels``: the client's own, handed back.
+    """
 
     at: At
     reply_id: str
     item_id: str
     previous_item_id: str | None
+    silent: bool = False
+    in_conversation: bool = True
+    labels: Mapping[str, str] | None = None
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +160,10 @@ class ReplyAudioStarted:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted:
-    """The reply asks for a tool; the call is an item of its own. Its result is asked of the client, or of the bot."""
+    """The reply asks for a tool; the call is an item of its own. Its result is asked of the client, or of the bot.
+
+    ``previous_item_id``: None also where nothing precedes it because its reply is in no conversation.
+    """
 
     at: At
     reply_id: str
@@ -163,6 +189,18 @@ class ToolCallDone:
     at: At
     reply_id: str
     item_id: str
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallAdded:
+    """A client put a call into the conversation, as history."""
+
+    at: At
+    item_id: str
+    previous_item_id: str | None
     call_id: str
     name: str
     arguments: str
@@ -223,8 +261,18 @@ class ReplyTruncated:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply, as its thinker counted them. ``cached``: of the input's."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyFinished:
-    """``status``: completed, cancelled (the user or a client took the floor) or failed (``error`` says why)."""
+    """``status``: completed, cancelled (the user or a client took the floor), incomplete (``max_output_tokens``) or
+    failed (``error`` says why). ``usage``: of agents that count."""
 
     at: At
     reply_id: str
@@ -233,6 +281,7 @@ class ReplyFinished:
     text: str
     audio_ms: float
     error: str | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +337,7 @@ Event = (
     | UserTurnReopened
     | UserTranscriptPartial
     | UserTranscriptFinal
+    | IdleTimedOut
     | FloorChanged
     | ItemAdded
     | ReplyStarted
@@ -297,6 +347,7 @@ Event = (
     | ToolCallStarted
     | ToolCallDelta
     | ToolCallDone
+    | ToolCallAdded
     | ToolResultAdded
     | KeyPressed
     | PlayoutProgress

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from duplex import events as ev
 from duplex.agent import (
     AgentCommand,
-    BeginReply,
+    AgentSettings,
     CommitTurn,
     DropReply,
     FillSilence,
@@ -26,19 +26,22 @@ from duplex.agent import (
 )
 from duplex.clock import Clock
 from duplex.config import SessionConfig
-from duplex.conversation import Conversation, Message, Role, words_after
+from duplex.conversation import Conversation, Item, Message, Role, words_after
 from duplex.errors import AgentFaultError
 from duplex.frames import SAMPLE_RATE_HZ
+from duplex.items import Items
 from duplex.ledger import Ledger
 from duplex.metrics import Metrics
 from duplex.outgoing import Sent
 from duplex.playout import Playout, State
-from duplex.reply import Reply, Turn
+from duplex.reply import CallEvent, Reply, Turn, traced
 from duplex.requests import CreateReply
-from duplex.trace import TurnTrace
+from duplex.telling import ReplyTeller
 from duplex.turn import Action, Floor, Own, Signal, TurnMachine, User
+from duplex.turn_rules import TurnEnds, TurnRules, table_for
 
 _NOTHING_SPECIAL = CreateReply()
+_SILENT_USER = "(I have said nothing for a while. Ask me whether I am still there.)"  # for one reply, not remembered
 _LONGEST_PLAYOUT_S = 0.5  # a far end that reports nothing newer has played it by then
 
 
@@ -63,25 +66,31 @@ class FloorKeeper:
         at: Callable[[], ev.At],
     ) -> None:
         self.machine = TurnMachine(hold_limit_s=config.hold_limit_s)
-        self.conversation = Conversation(config.max_messages)
+        self.rules = TurnRules()
+        self.silent = False  # replies are text alone, unless asked for otherwise
+        self.items = Items(Conversation(config.max_messages), session_id, emit, at)
+        self.conversation, self.new_id = self.items.conversation, self.items.new_id
+        self._tell = ReplyTeller(self.items, ledger, clock, metrics, emit, at)
         self.reply: Reply | None = None
         self.turn: Turn | None = None
-        self.last_item_id: str | None = None
+        self.awaiting_words: str | None = None  # the turn that was committed last, until it was understood
         self._clock, self._config, self._metrics = clock, config, metrics
         self._playout, self._ledger = playout, ledger
         self._emit, self._command, self._take_back, self._at = emit, command, take_back, at
         self._last_told: tuple[Floor, User] | None = None
         self._overlap_since_s: float | None = None
-        self._name = session_id.removeprefix("sess_")
         self._starved_since_s: float | None = None
         self._complete_since_s: float | None = None  # since when the predictor calls the open turn complete
         self._asked = CreateReply()
-        self._ids = 0
+        self._asked_history: tuple[Item, ...] | None = None
 
-    def new_id(self, kind: str) -> str:
-        """Counted, not random, so that a replay names things alike; unique through the session's own id."""
-        self._ids += 1
-        return f"{kind}_{self._name}_{self._ids}"
+    def configure(self, settings: AgentSettings) -> None:
+        """What of a session's settings concerns the floor; the agent is told by the session."""
+        self.silent = bool(settings.silent)
+        self.rules = settings.turns or TurnRules()
+        self.machine.table = table_for(self.rules, type(self.machine)().table)
+        if self.rules.ends is TurnEnds.CLIENT or not self.rules.replies:
+            self._drop_speculation()
 
     # --- signals ---------------------------------------------------------------------------------
 
@@ -126,7 +135,8 @@ class FloorKeeper:
             self._act(expired)
             self._tell_floor()
         if self.machine.floor is Floor.THINKING:
-            self._wait_for_reply(now_s - self.machine.since_s)
+            came_s = self.reply.came_s if self.reply is not None else 0.0
+            self._wait_for_reply(now_s - max(self.machine.since_s, came_s))
         self._watch_for_stall(now_s)
         if self.reply is not None and self._all_heard(self.reply, now_s):
             self.signal(Own.REPLY_ENDED)
@@ -135,7 +145,9 @@ class FloorKeeper:
         limit_s, dead_air_s = self._config.think_limit_s, self._config.dead_air_s
         if waited_s > limit_s:
             self._give_up("reply_timeout", f"No reply came within {limit_s:g} s; the floor is yours again.")
-        elif self.reply is not None and not self.reply.dead_air_told and 0 < dead_air_s < waited_s:
+        elif self.reply is None or self.reply.silent or self.reply.dead_air_told:
+            return
+        elif 0 < dead_air_s < waited_s:
             self.reply.dead_air_told = True
             self._command(FillSilence(self.reply.reply_id))
 
@@ -164,9 +176,9 @@ class FloorKeeper:
         all_heard = heard.samples >= self._ledger.sent_samples(reply.reply_id)
         return all_heard or now_s - reply.sent_all_at_s > _LONGEST_PLAYOUT_S
 
-    def request_reply(self, request: CreateReply) -> None:
-        """Speak without a user's turn; what is asked for holds for this reply alone."""
-        self._asked = request
+    def request_reply(self, request: CreateReply, history: tuple[Item, ...] | None = None) -> None:
+        """Speak without a user's turn, to ``history`` (or the conversation); it all holds for this reply alone."""
+        self._asked, self._asked_history = request, history
         self.signal(Own.REPLY_REQUESTED)
 
     def _act(self, actions: tuple[Action, ...]) -> None:
@@ -181,7 +193,7 @@ class FloorKeeper:
                 case Action.RETRACT:
                     self._retract()
                 case Action.START_REPLY:
-                    self._begin(to_open_turn=False, asked=self._asked)
+                    self._begin(to_open_turn=False, asked=self._asked, history=self._asked_history)
                     self._publish()
                 case Action.RELEASE:
                     self._release()
@@ -193,31 +205,48 @@ class FloorKeeper:
                     self._yield()
                 case Action.FINISH:
                     self._finish()
+                case Action.END_TURN:
+                    self.end_turn()
+                case Action.FORGET:
+                    self._forget_overlap()
 
     # --- the user's turn -------------------------------------------------------------------------
 
     def open_turn(self) -> Turn:
         """The turn that is being spoken; a new one if the last is over."""
-        if self.turn is None or (self.turn.committed and self.machine.floor is not Floor.THINKING):
+        if self.turn is None or (self.turn.committed and not self._may_reopen):
             self.turn = Turn(self.new_id("item"))
         return self.turn
 
+    @property
+    def _may_reopen(self) -> bool:
+        """The committed turn is being answered, and nothing of that was heard: who speaks now goes on with it."""
+        answering = self.machine.floor is Floor.THINKING and self.reply is not None and self.reply.to_turn
+        return answering and self.machine.table[Floor.THINKING, User.SPEAKING].floor is Floor.LISTENING
+
     def speech_started(self, audio_pts: int, at_s: float) -> None:
         turn = self.open_turn()
-        if self.machine.floor in (Floor.SPEAKING, Floor.HOLDING):
+        if self.rules.ends is TurnEnds.CLIENT:
+            return  # whoever decides when a turn is over does not ask when somebody speaks
+        if self.machine.floor in (Floor.SPEAKING, Floor.HOLDING) and self.rules.interrupts:
             self._overlap_since_s = at_s
         self._emit(ev.UserSpeechStarted(self._at(), turn.turn_id, audio_pts))
 
     def speech_stopped(self, audio_pts: int, at_s: float) -> None:
         turn = self.open_turn()
         turn.last_voiced_s = at_s
+        if self.rules.ends is TurnEnds.CLIENT:
+            return
         self._emit(ev.UserSpeechStopped(self._at(), turn.turn_id, audio_pts))
 
-    def transcribed(self, turn_id: str, text: str) -> None:
+    def transcribed(self, turn_id: str, text: str, error: str | None = None) -> None:
         """The words of a committed turn. A turn that was reopened meanwhile gets its words later."""
-        if text and not (self.turn is not None and self.turn.turn_id == turn_id and not self.turn.committed):
+        reopened = self.turn is not None and self.turn.turn_id == turn_id and not self.turn.committed
+        if text and not reopened and turn_id in self.conversation:
             self.conversation.put(Message(turn_id, Role.USER, text))
-        self._emit(ev.UserTranscriptFinal(self._at(), turn_id, text))
+        if self.awaiting_words == turn_id:
+            self.awaiting_words = None
+        self._emit(ev.UserTranscriptFinal(self._at(), turn_id, text, error))
 
     def forget_turn(self) -> None:
         self._command(ForgetTurn())
@@ -235,29 +264,57 @@ class FloorKeeper:
 
     def _commit(self) -> None:
         turn = self.open_turn()
-        previous, self.last_item_id = self.last_item_id, turn.turn_id
-        turn.committed = True
         reply = self.reply if self.reply is not None else self._begin()
         now_s = self._clock.now()
         if turn.last_voiced_s is not None:
             reply.trace.mark("last_voiced", turn.last_voiced_s)
-            self._metrics.end_of_turn_s.observe(max(0.0, now_s - turn.last_voiced_s))
         if self._complete_since_s is not None:
             reply.trace.mark("turn_complete", self._complete_since_s)
         reply.trace.mark("commit", now_s)
-        self._metrics.turns.inc()
-        self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, previous))
-        self._command(CommitTurn(turn.turn_id))
+        self.end_turn()
         self._publish()
         self.check_audible(reply)
 
+    def end_turn(self) -> None:
+        """What the user said stands. Whether it is answered is not decided here."""
+        turn = self.turn
+        if turn is None or turn.committed:
+            return
+        turn.committed = True
+        if turn.last_voiced_s is not None:
+            self._metrics.end_of_turn_s.observe(max(0.0, self._clock.now() - turn.last_voiced_s))
+        self._metrics.turns.inc()
+        self._emit(ev.UserTurnCommitted(self._at(), turn.turn_id, self.items.follow(turn.turn_id)))
+        self.awaiting_words = turn.turn_id
+        self._command(CommitTurn(turn.turn_id))
+
+    def idle(self, start_pts: int) -> None:
+        """Nobody has spoken since ``start_pts``: the silence is an item of its own, and we speak."""
+        at, item_id = self._at(), self.new_id("item")
+        self._emit(ev.IdleTimedOut(at, item_id, start_pts, at.pts))
+        self._emit(ev.UserTurnCommitted(at, item_id, self.items.follow(item_id)))
+        self._emit(ev.UserTranscriptFinal(at, item_id, ""))
+        asked = Message(item_id, Role.USER, _SILENT_USER)  # as if the user had: small models answer nobody else
+        self.request_reply(CreateReply(), (*self.conversation.snapshot(), asked))
+
+    def _forget_overlap(self) -> None:
+        """What was said over us was a word of encouragement, and nobody's turn."""
+        self._overlap_since_s = None
+        if self.turn is not None and not self.turn.committed:
+            self.turn = None
+
     def _retract(self) -> None:
-        if self.reply is not None:
-            self._command(DropReply(self.reply.reply_id))
-            self._tell_finished(self.reply, "cancelled")
+        reply = self.reply
+        if reply is not None and reply.left_a_trace:
+            self._cut_off(reply)
+            return  # what was told of it stands, and so does the turn it answers
+        if reply is not None:
+            self._command(DropReply(reply.reply_id))
+            self._tell.finished(reply, "cancelled")
             self._clear()
-        if self.turn is not None and self.turn.committed:
+        if self.turn is not None and self.turn.committed and (reply is None or reply.to_turn):
             self.turn.committed = False
+            self.awaiting_words = None
             self.conversation.remove(self.turn.turn_id)
             self._command(ReopenTurn(self.turn.turn_id))
             self._emit(ev.UserTurnReopened(self._at(), self.turn.turn_id))
@@ -278,9 +335,16 @@ class FloorKeeper:
     def add_text(self, reply: Reply, delta: str) -> None:
         reply.text += delta
         reply.unannounced_text.append(delta)
+        reply.came_s = self._clock.now() if reply.silent else reply.came_s
         self._announce(reply)
 
+    def add_call(self, reply: Reply, event: CallEvent) -> None:
+        reply.came_s = self._clock.now()
+        self.items.take_call(reply, event)
+
     def add_audio(self, reply: Reply, audio: ReplyAudio) -> None:
+        if reply.silent:
+            return  # of an agent that cannot help it
         try:
             self._playout.append(audio.samples)
         except AgentFaultError as error:
@@ -295,7 +359,7 @@ class FloorKeeper:
         self.check_audible(reply)
 
     def end_audio(self, reply: Reply, end: ReplyEnd) -> None:
-        reply.ended = True
+        reply.ended, reply.cut_short = True, end.cut_short
         self._playout.complete()
         if end.error is not None:
             reply.error = str(end.error)
@@ -319,35 +383,30 @@ class FloorKeeper:
             reply.sent_all_at_s = self._clock.now()
 
     def _begin(
-        self, *, speculative: bool = False, to_open_turn: bool = True, asked: CreateReply = _NOTHING_SPECIAL
+        self,
+        *,
+        speculative: bool = False,
+        to_open_turn: bool = True,
+        asked: CreateReply = _NOTHING_SPECIAL,
+        history: tuple[Item, ...] | None = None,
     ) -> Reply:
-        reply = Reply(self.new_id("resp"), self.new_id("item"), TurnTrace(speculative=speculative))
+        reply_id, item_id = self.new_id("resp"), self.new_id("item")
+        reply = Reply.asked_for(
+            asked, reply_id, item_id, silent=self.silent, to_turn=to_open_turn, speculative=speculative
+        )
         reply.trace.mark("reply_asked", self._clock.now())
         self.reply = reply
         self._playout.begin()
         self._ledger.begin(reply.reply_id, reply.item_id)
-        history = self.conversation.snapshot()
-        self._command(BeginReply(reply.reply_id, history, to_open_turn, speculative, asked.instructions, asked.say))
+        self._command(reply.begin(asked, self.conversation.snapshot() if history is None else history))
         return reply
 
     def _publish(self) -> None:
-        reply = self.reply
-        if reply is not None and not reply.public:
-            reply.public = True
-            self._emit(ev.ReplyStarted(self._at(), reply.reply_id, reply.item_id, self.last_item_id))
-            self.last_item_id = reply.item_id
-            self._announce(reply)
+        if self.reply is not None:
+            self._tell.publish(self.reply)
 
     def _announce(self, reply: Reply) -> None:
-        """Tells the client what it may know by now: text once the reply is public, words once it is released."""
-        if reply.public and reply.unannounced_text:
-            delta = "".join(reply.unannounced_text)
-            reply.unannounced_text.clear()
-            self._emit(ev.ReplyTextAdded(self._at(), reply.reply_id, reply.item_id, delta))
-        if reply.public and reply.unannounced_words and self._playout.state is not State.HELD_BACK:
-            words = tuple(reply.unannounced_words)
-            reply.unannounced_words.clear()
-            self._emit(ev.ReplyWords(self._at(), reply.reply_id, reply.item_id, words))
+        self._tell.announce(reply, released=self._playout.state is not State.HELD_BACK)
 
     def _release(self) -> None:
         assert self.reply is not None
@@ -376,53 +435,31 @@ class FloorKeeper:
         self._emit(ev.ReplyResumed(self._at(), self.reply.reply_id))
 
     def _yield(self) -> None:
-        reply = self.reply
-        if reply is not None:
-            self._take_back(reply)
-            heard = self._ledger.heard(reply.reply_id, self._clock.now())
-            heard_text = self._ledger.text_until(reply.reply_id, heard.samples) if reply.started else ""
-            unheard = words_after(reply.text, heard_text)
-            self._command(DropReply(reply.reply_id, heard_text, unheard))
-            self._ledger.drop(reply.reply_id)
-            if heard_text:
-                message = Message(reply.item_id, Role.ASSISTANT, heard_text, cut_off=True, unheard=unheard)
-                self.conversation.put(message)
-            if reply.started:
-                self._emit(
-                    ev.ReplyTruncated(
-                        self._at(),
-                        reply.reply_id,
-                        reply.item_id,
-                        heard_text,
-                        heard.ms,
-                        heard.evidence.value,
-                        heard.error_ms,
-                    )
-                )
-            self._tell_finished(reply, "cancelled")
-            self._clear()
-            self._command(Remember(self.conversation.snapshot()))
+        if self.reply is not None:
+            self._cut_off(self.reply)
         self.signal(Own.YIELDED)
+
+    def _cut_off(self, reply: Reply) -> None:
+        """Ends it here; what was heard of it is remembered, or read of a silent one."""
+        self._take_back(reply)
+        heard = self._ledger.heard(reply.reply_id, self._clock.now())
+        heard_text = self._ledger.text_until(reply.reply_id, heard.samples) if reply.started else ""
+        heard_text = reply.text.strip() if reply.silent and reply.public else heard_text
+        self._command(DropReply(reply.reply_id, heard_text, words_after(reply.text, heard_text)))
+        self._ledger.drop(reply.reply_id)
+        self._tell.truncated(reply, heard, heard_text)
+        self._tell.finished(reply, "cancelled")
+        self._clear()
+        self._command(Remember(self.conversation.snapshot()))
 
     def _finish(self) -> None:
         reply = self.reply
         if reply is None:
             return
-        if reply.text.strip() and reply.started:
-            self.conversation.put(Message(reply.item_id, Role.ASSISTANT, reply.text.strip()))
-        self._tell_finished(reply, "failed" if reply.error else "completed")
+        self._tell.said(reply)
+        self._tell.finished(reply, reply.status)
         self._clear()
         self._command(Remember(self.conversation.snapshot()))
-
-    def _tell_finished(self, reply: Reply, status: str) -> None:
-        if reply.public:
-            if reply.started:
-                self.tell_progress(reply)
-            self._metrics.replies.labels(status).inc()
-            audio_ms = self._ledger.sent_ms(reply.reply_id)
-            self._emit(
-                ev.ReplyFinished(self._at(), reply.reply_id, reply.item_id, status, reply.text, audio_ms, reply.error)
-            )
 
     def _clear(self) -> None:
         self.reply = None
@@ -431,11 +468,7 @@ class FloorKeeper:
     # --- what went out ---------------------------------------------------------------------------
 
     def tell_progress(self, reply: Reply) -> None:
-        heard = self._ledger.heard(reply.reply_id, self._clock.now())
-        sent_ms = self._ledger.sent_ms(reply.reply_id)
-        self._emit(
-            ev.PlayoutProgress(self._at(), reply.reply_id, sent_ms, heard.ms, heard.evidence.value, heard.error_ms)
-        )
+        self._tell.progress(reply)
 
     def sent(self, sent: Sent, now_s: float, last_audible_s: float) -> None:
         """A packet left. Marks the first one, measures how fast we fell silent, and notices the end."""
@@ -445,36 +478,15 @@ class FloorKeeper:
         if sent.real:
             if not reply.started:
                 reply.started = True
-                self._emit(ev.ReplyAudioStarted(self._at(), reply.reply_id, reply.item_id))
+                self._tell.first_packet(reply)
             if sent.audible and "first_packet" not in reply.trace.marks:
                 reply.trace.mark("first_packet", now_s)
-                self._tell_trace(reply)
+                if (trace := traced(self._at(), self.turn, reply)) is not None:
+                    self._metrics.first_packet_s.observe(trace.first_packet_ms / 1000.0)
+                    self._metrics.voice_to_voice_s.observe(max(0.0, trace.voice_to_voice_ms / 1000.0))
+                    self._emit(trace)
         if self._playout.state is State.HOLDING and self._overlap_since_s is not None:
             self._metrics.barge_in_stop_s.observe(max(0.0, last_audible_s - self._overlap_since_s))
             self._overlap_since_s = None
         if reply.ended and self._playout.drained:
             self._sent_to_the_end(reply)
-
-    def _tell_trace(self, reply: Reply) -> None:
-        trace = reply.trace
-        first_packet_ms = trace.between_ms("commit", "first_packet")
-        voice_to_voice_ms = trace.since_last_voiced_ms("first_packet")
-        if first_packet_ms is None or voice_to_voice_ms is None or self.turn is None:
-            return  # a reply nobody's turn asked for
-        for name, at_s in self.turn.marks.items():
-            trace.mark(name, at_s)
-        self._metrics.first_packet_s.observe(first_packet_ms / 1000.0)
-        self._metrics.voice_to_voice_s.observe(max(0.0, voice_to_voice_ms / 1000.0))
-        self._emit(
-            ev.TurnTraced(
-                self._at(),
-                self.turn.turn_id,
-                reply.reply_id,
-                trace.marks_ms(),
-                trace.waterfall(),
-                first_packet_ms,
-                voice_to_voice_ms,
-                trace.since_last_voiced_ms("commit") or 0.0,
-                trace.speculative,
-            )
-        )

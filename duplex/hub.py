@@ -19,6 +19,8 @@ from duplex.session import Session
 
 log = logging.getLogger("duplex.hub")
 
+UNCOUNTED = 4  # calls at a time of an agent that does not know how many it can take: what two CPU cores carry
+
 
 class Reservation:
     """A place kept while a call is being set up. Use it with ``SessionHub.open`` or release it."""
@@ -36,7 +38,8 @@ class Reservation:
 class SessionHub:
     """Opens, counts and ends sessions. Lives on one event loop; ``async with`` starts and closes it.
 
-    ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``.
+    ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``. None: as many as the
+    agent admits, or ``UNCOUNTED`` of one that does not say.
     ``make_session`` makes each of them, e.g. ``Recorder.session``; it takes what ``Session`` takes.
     ``make_canceller`` makes each an echo canceller; without it lines are taken to cancel echo themselves.
     """
@@ -47,7 +50,7 @@ class SessionHub:
         clock: Clock,
         config: SessionConfig,
         *,
-        max_sessions: int,
+        max_sessions: int | None,
         metrics: Metrics | None = None,
         retry_after_s: float = 5.0,
         make_session: Callable[..., Session] = Session,
@@ -57,7 +60,8 @@ class SessionHub:
         self.clock = clock
         self.config = config
         self.metrics = metrics if metrics is not None else Metrics()
-        self.max_sessions = max_sessions
+        uncounted = None if isinstance(agent, Admitting) else UNCOUNTED
+        self.max_sessions = uncounted if max_sessions is None else max_sessions
         self.ready = False
         self._retry_after_s = retry_after_s
         self._make_session = make_session
@@ -93,7 +97,7 @@ class SessionHub:
         """Keeps a place for a call that is being set up. Raises ``AgentFullError``."""
         if not self.ready:
             raise AgentFullError("The models are still warming up. Try again in a moment.", self._retry_after_s)
-        if self.live + self._reserved >= self.max_sessions:
+        if self.max_sessions is not None and self.live + self._reserved >= self.max_sessions:
             raise AgentFullError(
                 f"All {self.max_sessions} places are taken. Try again when a call has ended.", self._retry_after_s
             )
@@ -102,8 +106,14 @@ class SessionHub:
         self._reserved += 1
         return Reservation(self)
 
-    def open(self, line: Line, settings: AgentSettings, reservation: Reservation | None = None) -> Session:
-        """Starts a session on ``line``; it ends by itself when the line closes. Raises ``AgentFullError``."""
+    def open(
+        self, line: Line, settings: AgentSettings, reservation: Reservation | None = None, *, bot: str | None = None
+    ) -> Session:
+        """Starts a session on ``line``; it ends by itself when the line closes. Raises ``AgentFullError``.
+
+        ``bot``: who answers, where that is not the configured one; ``make_session`` has to know bots then
+        (``duplex.bots.Bots.session``), and raises ``ConfigError`` for one that does not exist.
+        """
         if reservation is None:
             reservation = self.reserve()
         reservation.release()
@@ -117,6 +127,7 @@ class SessionHub:
             config=self.config,
             settings=settings,
             metrics=self.metrics,
+            **({} if bot is None else {"bot": bot}),
         )
         task = asyncio.create_task(session.run(), name=session.id)
         self._sessions[session.id] = (session, task)

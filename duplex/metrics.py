@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import Protocol, runtime_checkable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+
+from duplex import __version__
+from duplex.loop_lag import BUCKETS_S as _LAG_BUCKETS_S
 
 _LATENCY_BUCKETS_S = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.2, 1.6, 2.4, 4.0, 8.0)
 _STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
@@ -24,6 +38,10 @@ class Metrics:
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
         self.sessions_live = Gauge("duplex_sessions_live", "Sessions open now", registry=r)
+        self.session_places = Gauge(
+            "duplex_session_places", "Sessions that may be open at a time; NaN: the agent decides", registry=r
+        )
+        self.session_places.set(math.nan)
         self.sessions = Counter("duplex_sessions", "Sessions opened", registry=r)
         self.sessions_refused = Counter(
             "duplex_sessions_refused", "Sessions refused, by reason", ["reason"], registry=r
@@ -65,6 +83,14 @@ class Metrics:
         self.packets_lost = Counter("duplex_packets_lost", "Heard packets that never came", registry=r)
         self.packets_late = Counter("duplex_packets_late", "Heard packets that came too late to be used", registry=r)
         self.images = Counter("duplex_images", "Camera frames, by fate", ["fate"], registry=r)
+        self.loop_lag_s = Histogram(
+            "duplex_loop_lag_seconds", "How late the event loop wakes a sleeper", buckets=_LAG_BUCKETS_S, registry=r
+        )
+        Gauge("duplex_threads", "Threads of Python's", registry=r).set_function(threading.active_count)
+        Info("duplex_build", "What is running", registry=r).info({"version": __version__})
+        # CPU seconds, memory, open files and start of the process; the garbage collector's rounds.
+        ProcessCollector(registry=r)
+        GCCollector(registry=r)
 
     def include(self, agent: object) -> None:
         """What ``agent`` counts for itself, if it does, belongs to the page from now on."""

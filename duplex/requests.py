@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duplex.agent import AgentSettings
-from duplex.conversation import Role
+from duplex.agent import AgentSettings, Tool, ToolChoice
+from duplex.conversation import Item, Role
 from duplex.frames import Image
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
-    """Fields that are ``None`` stay as they are."""
+    """Fields that are ``None`` stay as they are, but for those that ``reset`` names: they become ``None`` again."""
 
     settings: AgentSettings
+    reset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,30 @@ class ClearInput:
     """Forget what the open turn holds."""
 
 
+ROOT = "root"
+"""As ``after``: before everything else."""
+
+
 @dataclass(frozen=True, slots=True)
 class AddMessage:
+    """``after``: the item it is to follow, or :data:`ROOT`; the end without it."""
+
     role: Role
     text: str
     images: tuple[Image, ...] = ()
     item_id: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddToolCall:
+    """A call that was made before, as history. Its result may follow."""
+
+    call_id: str
+    name: str
+    arguments: str
+    item_id: str | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +61,7 @@ class AddToolResult:
     call_id: str
     output: str
     item_id: str | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +77,31 @@ class RemoveMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemReference:
+    """An item of the conversation, by its id."""
+
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateReply:
-    """Speak now, to the conversation as it stands; or say exactly ``say``, if that is given."""
+    """Speak now, to the conversation as it stands; or say exactly ``say``, if that is given.
+
+    What is None is as in the session's settings. ``silent``: text alone. ``input``: reply to these items, and not to
+    the conversation. ``in_conversation`` False: the reply is not remembered; if it is silent too, it may be made
+    beside another. ``labels``: the client's own words for
+    it, which come back with what is told of it.
+    """
 
     instructions: str | None = None
     say: str | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    silent: bool | None = None
+    max_output_tokens: int | None = None
+    input: tuple[Item | ItemReference, ...] | None = None
+    in_conversation: bool = True
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +109,11 @@ class CancelReply:
     """Stop the reply that is being made or spoken; ``None`` means whichever that is."""
 
     reply_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClearOutput:
+    """Stop what can be heard now. Nothing happens if nothing can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +137,13 @@ Request = (
     | CommitInput
     | ClearInput
     | AddMessage
+    | AddToolCall
     | AddToolResult
     | PressKey
     | RemoveMessage
     | CreateReply
     | CancelReply
+    | ClearOutput
     | TruncateMessage
     | AcknowledgePlayout
 )

@@ -14,33 +14,51 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import IO, cast
 
 import uvicorn
 from rich.console import Console
 
+from duplex.bots import Bots
 from duplex.clock import MonotonicClock
 from duplex.config import Config, SessionConfig
 from duplex.echo import EchoCanceller
 from duplex.errors import ConfigError, DuplexError
+from duplex.exposure import is_loopback, key_file_of
 from duplex.hub import SessionHub
+from duplex.log_events import log_event
+from duplex.logs import AsLog, logging_as
+from duplex.loop_lag import watch_loop_lag
 from duplex.metrics import Metrics
 from duplex.records.model_facts import model_facts
 from duplex.records.recorder import Recorder
 from duplex.registry import create_agent
 from duplex.session import Session
+from duplex.telemetry_line import observed
 from duplex.transport.app import create_app
+from duplex.transport.audiosocket import AudioSocketServer
 from duplex.transport.echo_canceller import WebRtcEchoCanceller
+from duplex.transport.locks.locks import Locks
+from duplex.transport.locks.log_filter import RefusalsAreNoFaults, without_secrets
+from duplex.transport.locks.tls import TlsFiles
 from duplex.web_demo import static_dir
 
 log = logging.getLogger("duplex.serve")
 
+MOST_SLOTS = 64  # of a native engine
+SPARE_CONNECTIONS = 256
+"""Beyond a connection for each session: those who load the page, scrape, are refused, or are slow to ask."""
+RENEW_EVERY_S = 30.0
+"""How long a renewed certificate may wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is up. ``url``: where the page is."""
+    """A server that is up. ``url``: where the page is. ``audiosocket``: host and port, if it listens for that."""
 
     url: str
     hub: SessionHub
+    audiosocket: tuple[str, int] | None = None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -66,47 +84,70 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
     The socket listens before the models are loaded, so ``/readyz`` can say that they are not ready yet.
     """
+    metrics, clock = Metrics(), MonotonicClock()
+    locks = Locks(config, clock, metrics)
+    tls = _tls(config)
     sock = bind(config.server.host, config.server.port)
-    metrics = Metrics()
     recorder: Recorder | None = None
     try:
         agent = create_agent(config.agent.name, config.agent.options)
         make_canceller = _canceller(config.session)
         if config.record.dir is not None:
             recorder = await asyncio.to_thread(_recorder, config, metrics)
+        made = observed(locks.sessions(Session if recorder is None else recorder.session), log_event)
+        hub = SessionHub(
+            agent,
+            clock,
+            config.session,
+            max_sessions=config.server.max_sessions,
+            metrics=metrics,
+            retry_after_s=config.server.retry_after_s,
+            make_session=Bots(config.bot, metrics, make_session=made).session,
+            make_canceller=make_canceller,
+        )
+        if hub.max_sessions is not None:
+            metrics.session_places.set(hub.max_sessions)
+        app = create_app(hub, config, static_dir=static_dir(), locks=locks)
     except BaseException:
         sock.close()
+        if recorder is not None:
+            await asyncio.to_thread(recorder.close)
         raise
-    hub = SessionHub(
-        agent,
-        MonotonicClock(),
-        config.session,
-        max_sessions=config.server.max_sessions,
-        metrics=metrics,
-        retry_after_s=config.server.retry_after_s,
-        make_session=Session if recorder is None else recorder.session,
-        make_canceller=make_canceller,
+    settings = uvicorn.Config(
+        app,
+        log_config=None,  # its lines go where all others go
+        log_level="warning",
+        access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=config.server.max_event_bytes,
+        ws_per_message_deflate=False,  # base64 sound does not compress, and costs CPU trying
+        proxy_headers=False,  # it believes whoever is on this machine; the locks believe those they are told to
+        server_header=False,
+        limit_concurrency=(hub.max_sessions or MOST_SLOTS) + SPARE_CONNECTIONS,
+        timeout_graceful_shutdown=3,
+        lifespan="on",
     )
-    app = create_app(hub, config, static_dir=static_dir())
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            ws="websockets-sansio",
-            ws_max_size=config.server.max_event_bytes,
-            ws_per_message_deflate=False,  # base64 sound does not compress, and costs CPU trying
-            timeout_graceful_shutdown=3,
-            lifespan="on",
-        )
-    )
+    settings.load()
+    settings.ssl = None if tls is None else tls.context
+    server = uvicorn.Server(settings)
     serving = asyncio.create_task(server._serve([sock]), name="uvicorn")
+    renewing = None if tls is None else asyncio.create_task(_renew(tls), name="certificates")
+    watching = asyncio.create_task(watch_loop_lag(clock, metrics.loop_lag_s.observe), name="loop lag")
     host, port = sock.getsockname()[:2]
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::1", "::") else host
+    audiosocket = AudioSocketServer(hub, config) if config.audiosocket.port is not None else None
     try:
         await hub.start()
-        yield Running(f"http://{shown}:{port}", hub)
+        if audiosocket is not None:
+            await audiosocket.start()
+        url = f"{'http' if tls is None else 'https'}://{shown}:{port}"
+        yield Running(url, hub, None if audiosocket is None else audiosocket.address)
     finally:
+        watching.cancel()
+        if renewing is not None:
+            renewing.cancel()
+        if audiosocket is not None:
+            await audiosocket.close()
         await hub.close()
         server.should_exit = True
         await serving
@@ -123,9 +164,39 @@ def _canceller(config: SessionConfig) -> Callable[[], EchoCanceller] | None:
     return WebRtcEchoCanceller
 
 
+def _tls(config: Config) -> TlsFiles | None:
+    security = config.security
+    if security.tls_certificate is not None:
+        return TlsFiles(security.tls_certificate, security.tls_key)
+    if security.tls_key is not None:
+        raise ConfigError("security.tls_key is set and security.tls_certificate is not. TLS needs both.")
+    return None
+
+
+async def _renew(tls: TlsFiles) -> None:
+    while True:
+        await asyncio.sleep(RENEW_EVERY_S)
+        await asyncio.to_thread(tls.refresh)
+
+
 def _recorder(config: Config, metrics: Metrics) -> Recorder:
     models = model_facts(config.agent.options)
     return Recorder(config.record, metrics, configuration=config.model_dump(mode="json"), models=models)
+
+
+def exposed(config: Config) -> list[str]:
+    """What somebody should know who lets ``config`` out of this machine."""
+    if is_loopback(config.server.host):
+        return []
+    said = []
+    if key_file_of(config) is None:
+        said.append("This server listens beyond this machine and asks nobody for a key.")
+    if config.security.tls_certificate is None:
+        said.append(
+            "It speaks plain http: keys and sound can be read on the way, and browsers give a microphone only to https "
+            "pages or to localhost. Set --tls-certificate and --tls-key, or put it behind a proxy that speaks https."
+        )
+    return said
 
 
 async def serve(config: Config, console: Console) -> None:
@@ -151,28 +222,32 @@ async def serve(config: Config, console: Console) -> None:
             }
             where = f"{config.record.dir}{less[config.record.redact]}"
             console.print(f"[yellow]Every session is recorded to {where}. Tell those who call.[/yellow]")
-        if config.server.host not in ("127.0.0.1", "localhost", "::1"):
-            console.print(
-                "[yellow]This server listens beyond this machine and asks nobody for a key. Browsers only give a "
-                "microphone to https pages or to localhost.[/yellow]"
-            )
+        for warning in exposed(config):
+            console.print(f"[yellow]{warning}[/yellow]")
         await stop.wait()
         console.print("[dim]Stopping: calls are told and ended …[/dim]")
 
 
 def run(config: Config) -> int:
     """Blocks until the server ends; returns the exit status."""
-    console = Console(stderr=False, soft_wrap=True)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s  %(message)s")
+    logging.getLogger("uvicorn.error").addFilter(RefusalsAreNoFaults())
     for noisy in ("aioice", "aiortc", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Workers hand results over in the middle of other threads' Python; 5 ms of waiting would be a quarter packet.
     sys.setswitchinterval(0.001)
-    try:
-        asyncio.run(serve(config, console))
-    except DuplexError as error:
-        console.print(f"[red]{error}[/red]")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    with logging_as(config.log, clean=without_secrets):
+        if config.log.format == "json":  # a machine reads: what people are told is lines of the log, too
+            console = Console(file=cast(IO[str], AsLog(log)), soft_wrap=True)
+        else:
+            console = Console(stderr=False, soft_wrap=True)
+        try:
+            asyncio.run(serve(config, console))
+        except DuplexError as error:
+            if config.log.format == "json":
+                log.error("%s", error)
+            else:
+                console.print(f"[red]{error}[/red]")
+            return 1
+        except KeyboardInterrupt:
+            return 130
     return 0

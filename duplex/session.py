@@ -17,9 +17,9 @@ The session is the only owner of the asyncio task; everything but ``run`` is syn
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 from duplex import events as ev
 from duplex import requests as rq
@@ -31,11 +31,9 @@ from duplex.agent import (
     AgentSettings,
     Aside,
     AsideKind,
-    Configure,
     Fault,
     FinalTranscript,
     Heard,
-    Inject,
     Mark,
     PartialTranscript,
     Preparing,
@@ -43,28 +41,36 @@ from duplex.agent import (
     ReplyBegan,
     ReplyEnd,
     ReplyText,
+    ReplyUsage,
     SpeechStarted,
     SpeechStopped,
+    ToolCallArguments,
+    ToolCallBegan,
+    ToolCallEnd,
     UserState,
 )
+from duplex.asked import Asked
+from duplex.besides import Besides
+from duplex.bitrate import LinkReporting
 from duplex.clock import Clock
 from duplex.config import SessionConfig
-from duplex.conversation import Conversation, Message, ToolResult
-from duplex.errors import AgentFaultError, ConfigError, DuplexError, InvalidEventError
+from duplex.conversation import Conversation
+from duplex.errors import AgentFaultError, DuplexError, InvalidEventError
 from duplex.floor import FloorKeeper
-from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, Packet, ms_to_samples, samples_to_ms
+from duplex.frames import SAMPLE_RATE_HZ, Framer, Packet
 from duplex.ledger import Ledger
 from duplex.line import Line
 from duplex.metrics import Metrics
 from duplex.outgoing import PACKET_S, Outgoing
 from duplex.pace import Pacer
 from duplex.playout import Playout
-from duplex.turn import Floor, Own, TurnMachine, User
+from duplex.turn import Floor, TurnMachine, User
 from duplex.watch import WatchedFloor
 
 log = logging.getLogger("duplex.session")
 
 _RESYNC_S = 0.5  # a machine that slept this long starts counting afresh
+_QUIET = (User.IDLE, User.BACKCHANNEL, User.NOT_ADDRESSED)
 
 
 class Session:
@@ -82,8 +88,8 @@ class Session:
         metrics: Metrics,
     ) -> None:
         self.id = session_id
-        self.settings = settings
         self._line, self._agent, self._clock, self._metrics = line, agent, clock, metrics
+        self._link = line if isinstance(line, LinkReporting) else None
         self._progress_interval_s = config.playout.progress_interval_s
         playout = Playout(
             fade_out_ms=config.playout.fade_out_ms,
@@ -106,6 +112,19 @@ class Session:
             take_back=self._out.take_back,
             at=self._at,
         )
+        self._besides = Besides(self._floor.items, clock, config.think_limit_s, line.emit, self._command, self._at)
+        self._asked = Asked(
+            info=agent.info,
+            settings=settings,
+            floor=self._floor,
+            besides=self._besides,
+            ledger=self.ledger,
+            clock=clock,
+            emit=line.emit,
+            command=self._command,
+            at=self._at,
+        )
+        self._idle = self._asked.idle
         self._framer = Framer(agent.info.packets_per_frame)
         self._opened: AgentSession | None = None  # to be closed
         self._mind: AgentSession | None = None  # ready for frames
@@ -115,6 +134,10 @@ class Session:
         self._stop_reason: str | None = None
         self._stop = asyncio.Event()
         self._wake_pending = False
+
+    @property
+    def settings(self) -> AgentSettings:
+        return self._asked.settings
 
     @property
     def machine(self) -> TurnMachine:
@@ -130,16 +153,19 @@ class Session:
         """Runs until the line closes, ``stop`` is called or the agent fails for good."""
         loop = asyncio.get_running_loop()
 
+        context = contextvars.copy_context()  # what the log knows of this session
+
         def wake() -> None:  # called from workers' threads
             if not self._wake_pending:
                 self._wake_pending = True
                 try:
-                    loop.call_soon_threadsafe(self._woken)
+                    loop.call_soon_threadsafe(self._woken, context=context)
                 except RuntimeError:  # the loop closed first; nobody is left to tell
                     pass
 
         self._metrics.sessions.inc()
         try:
+            self._asked.begin()
             self._opened = self._agent.open(self.settings, self._clock, wake)
             if isinstance(self._opened, Preparing):
                 await self._prepared(self._opened)
@@ -210,7 +236,10 @@ class Session:
         mind = self._mind
         assert mind is not None
         now_s = self._clock.now()
-        for packet in self._receive():
+        heard_now = self._receive()
+        if len(heard_now) > 1:  # we are late: what is overdue goes first, so that its echo finds it on the tape
+            self._fill_wire()
+        for packet in heard_now:
             if (frame := self._framer.push(packet)) is None:
                 continue
             self._heard_pts, self._heard_at_s = frame.end_pts, now_s
@@ -222,11 +251,17 @@ class Session:
                 now_s=now_s,
                 image=self._line.take_image(),
                 reply_left_s=self._floor.reply_left_s,
+                link=self._link.take_link() if self._link is not None else None,
             )
             mind.step(heard)
         self._collect(mind)
         self._metrics.step_s.observe(self._clock.now() - now_s)
         self._floor.tick(now_s)
+        self._besides.tick(now_s)
+        self._asked.carry_on(now_s)
+        listening, quiet = self.machine.floor is Floor.LISTENING, self.machine.user in _QUIET
+        if (since_pts := self._idle.tick(now_s, self._heard_pts, listening=listening, quiet=quiet)) is not None:
+            self._floor.idle(since_pts)
         self._fill_wire()
         self._tell_progress(now_s)
 
@@ -254,7 +289,8 @@ class Session:
     def _take(self, event: AgentEvent) -> None:
         floor = self._floor
         match event:
-            case UserState(user=user):
+            case UserState(user=user, pts=pts):
+                self._asked.judged_pts = pts
                 floor.predicted(user)
             case SpeechStarted(pts=pts):
                 self._out.cut_aside(AsideKind.DEAD_AIR)
@@ -263,21 +299,23 @@ class Session:
                 floor.speech_stopped(pts, self._wall(pts))
             case PartialTranscript(text=text):
                 self._line.emit(ev.UserTranscriptPartial(self._at(), floor.open_turn().turn_id, text))
-            case FinalTranscript(turn_id=turn_id, text=text):
-                floor.transcribed(turn_id, text)
+            case FinalTranscript(turn_id=turn_id, text=text, error=error):
+                floor.transcribed(turn_id, text, None if error is None else str(error))
+                self._asked.carry_on(self._clock.now())
             case ReplyBegan(reply_id=reply_id):
                 if isinstance(floor, WatchedFloor):
                     floor.begin_own(reply_id)
                 else:
                     self._tell_error(AgentFaultError("The agent took the floor by itself, and it is no native agent."))
-            case ReplyText(reply_id=reply_id, delta=delta):
-                if reply := floor.current(reply_id):
-                    floor.add_text(reply, delta)
+            case ReplyText() | ToolCallBegan() | ToolCallArguments() | ToolCallEnd() | ReplyUsage():
+                self._take_words(event)
             case ReplyAudio(reply_id=reply_id):
                 if reply := floor.current(reply_id):
                     floor.add_audio(reply, event)
             case ReplyEnd(reply_id=reply_id):
-                if reply := floor.current(reply_id):
+                if beside := self._besides.current(reply_id):
+                    self._besides.end(beside, event)
+                elif reply := floor.current(reply_id):
                     floor.end_audio(reply, event)
             case Aside():
                 self._speak_aside(event)
@@ -291,8 +329,27 @@ class Session:
                     raise error
                 self._tell_error(error)
 
+    def _take_words(self, event: ReplyText | ToolCallBegan | ToolCallArguments | ToolCallEnd | ReplyUsage) -> None:
+        """What needs no sound: of the reply at hand, or of one beside it."""
+        beside = self._besides.current(event.reply_id)
+        reply = beside or self._floor.current(event.reply_id)
+        if reply is None:
+            return  # it was dropped meanwhile
+        match event:
+            case ReplyText(delta=delta):
+                if beside is not None:
+                    self._besides.add_text(beside, delta)
+                else:
+                    self._floor.add_text(reply, delta)
+            case ReplyUsage():
+                reply.usage = ev.Usage(event.input_tokens, event.cached_tokens, event.output_tokens)
+            case _:
+                self._floor.add_call(reply, event)
+
     def _speak_aside(self, aside: Aside) -> None:
         """Only where nobody else's words are in the way: nothing of ours is playing, or about to."""
+        if self.settings.silent:
+            return
         if self._floor.machine.floor in (Floor.LISTENING, Floor.THINKING) and self._out.speak_aside(aside):
             self._line.emit(ev.AsideStarted(self._at(), aside.kind, aside.text))
 
@@ -318,76 +375,7 @@ class Session:
         """Carries out what a client asks for. Raises ``ProtocolError`` when it cannot; the session goes on."""
         if self._mind is None:
             raise InvalidEventError("The session has not begun yet. Wait for session.created.")
-        floor = self._floor
-        match request:
-            case rq.UpdateSettings(settings=changes):
-                self._configure(changes)
-            case rq.CommitInput():
-                if floor.turn is None or floor.turn.committed:
-                    raise InvalidEventError("There is no speech to commit.", code="input_audio_buffer_commit_empty")
-                floor.signal(User.TURN_COMPLETE)
-            case rq.ClearInput():
-                floor.forget_turn()
-            case rq.AddMessage(role=role, text=text, images=images, item_id=item_id):
-                message = Message(item_id or floor.new_id("item"), role, text, images)
-                if text and self._agent.info.native:
-                    self._command(Inject(text, role))
-                previous, floor.last_item_id = floor.last_item_id, message.item_id
-                self.conversation.put(message)
-                self._line.emit(ev.ItemAdded(self._at(), message.item_id, role, text, previous))
-            case rq.AddToolResult(call_id=call_id, output=output, item_id=item_id):
-                result = ToolResult(item_id or floor.new_id("item"), call_id, output)
-                previous, floor.last_item_id = floor.last_item_id, result.item_id
-                self.conversation.put(result)
-                self._line.emit(ev.ToolResultAdded(self._at(), result.item_id, previous, call_id, output))
-            case rq.PressKey(key=key):
-                self._line.emit(ev.KeyPressed(self._at(), key))
-            case rq.RemoveMessage(item_id=item_id):
-                if not self.conversation.remove(item_id):
-                    raise InvalidEventError(f"There is no item {item_id!r}.", param="item_id")
-            case rq.CreateReply():
-                if floor.reply is not None and floor.reply.public:
-                    raise InvalidEventError(
-                        "A response is in progress. Wait for response.done or cancel it first.",
-                        code="conversation_already_has_active_response",
-                    )
-                floor.request_reply(request)
-            case rq.CancelReply(reply_id=reply_id):
-                if floor.reply is None or not floor.reply.public or reply_id not in (None, floor.reply.reply_id):
-                    raise InvalidEventError("There is no response to cancel.", code="response_cancel_not_active")
-                floor.signal(Own.CANCELLED)
-            case rq.TruncateMessage(item_id=item_id, audio_end_ms=audio_end_ms):
-                self._truncate(item_id, audio_end_ms)
-            case rq.AcknowledgePlayout(reply_id=reply_id, played_ms=played_ms):
-                self.ledger.acknowledge(reply_id, played_ms, self._clock.now())
-
-    def _configure(self, changes: AgentSettings) -> None:
-        """Settings that are None in ``changes`` stay as they are; one that cannot be honoured changes nothing."""
-        given = {f.name: value for f in fields(changes) if (value := getattr(changes, f.name)) is not None}
-        settings = replace(self.settings, **given)
-        try:
-            self._command(Configure(settings))
-        except ConfigError as error:
-            raise InvalidEventError(str(error), param="session") from error
-        self.settings = settings
-        self._line.emit(ev.SessionUpdated(self._at(), settings))
-
-    def _truncate(self, item_id: str, audio_end_ms: float) -> None:
-        reply_id = self.ledger.reply_of_item(item_id)
-        if reply_id is None:
-            raise InvalidEventError(f"There is no assistant item {item_id!r} with audio.", param="item_id")
-        sent_ms = self.ledger.sent_ms(reply_id)
-        if audio_end_ms > sent_ms + samples_to_ms(PACKET_SAMPLES):
-            raise InvalidEventError(
-                f"audio_end_ms is {audio_end_ms:.0f}, but the item has {sent_ms:.0f} ms of audio.", param="audio_end_ms"
-            )
-        if self._floor.current(reply_id):
-            self.ledger.acknowledge(reply_id, audio_end_ms, self._clock.now())
-            self._floor.signal(Own.CANCELLED)
-            return
-        text = self.ledger.text_until(reply_id, ms_to_samples(audio_end_ms))
-        self.conversation.truncate(item_id, text)
-        self._line.emit(ev.ReplyTruncated(self._at(), reply_id, item_id, text, audio_end_ms, "ack"))
+        self._asked.request(request, client_event_id)
 
     # --- small things ----------------------------------------------------------------------------
 

@@ -25,9 +25,8 @@ should. Where it is interrupted and does not, within ``yield_limit_s``, the mach
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
 
 
 class User(Enum):
@@ -198,15 +197,15 @@ WATCHED: dict[tuple[Floor, Signal], Row] = TABLE | {
 class TurnMachine:
     """The table with a memory of one cell: the floor, since when, and the last user state.
 
-    ``hold_limit_s``: how long HOLDING may stay undecided before the user gets the floor.
+    ``hold_limit_s``: how long HOLDING may stay undecided before the user gets the floor. ``table``: a session may
+    change rows of it (``duplex.turn_rules``).
     """
-
-    table: ClassVar[Mapping[tuple[Floor, Signal], Row]] = TABLE
 
     hold_limit_s: float = 2.0
     floor: Floor = Floor.LISTENING
     user: User = User.IDLE
     since_s: float = 0.0
+    table: Mapping[tuple[Floor, Signal], Row] = field(default_factory=lambda: TABLE, repr=False)
 
     def feed(self, signal: Signal, now_s: float) -> tuple[Action, ...]:
         """Takes one signal at wall time ``now_s``; returns what to do about it, in order."""
@@ -239,8 +238,7 @@ class WatchingMachine(TurnMachine):
     ``audible_s``: when its voice was last on the wire.
     """
 
-    table: ClassVar[Mapping[tuple[Floor, Signal], Row]] = WATCHED
-
+    table: Mapping[tuple[Floor, Signal], Row] = field(default_factory=lambda: WATCHED, repr=False)
     yield_limit_s: float = 0.4
     audible_s: float = float("-inf")
     user_since_s: float = 0.0

@@ -117,7 +117,7 @@ async def test_a_form_brings_the_offer_and_the_session(as_file: bool) -> None:
         ({"session": (None, "{}")}, "missing_sdp", "field sdp"),
         ({"sdp": (None, "hello")}, "invalid_sdp", "v=0"),
         ({"sdp": (None, OFFER), "session": (None, "{nope")}, "invalid_event", "not JSON"),
-        ({"sdp": (None, OFFER), "session": (None, '{"tools": [1]}')}, "unsupported", "tools"),
+        ({"sdp": (None, OFFER), "session": (None, '{"prompt": {"id": "p"}}')}, "unsupported", "prompt"),
         ({"sdp": (None, OFFER), "a": (None, "1"), "b": (None, "2")}, "invalid_form", "form"),
     ],
 )
@@ -246,7 +246,8 @@ async def test_what_is_not_there() -> None:
         refusal(await http.get("/"), 404, "not_found")
         refusal(await http.put("/v1/realtime/calls"), 405, "method_not_allowed")
         assert "WebSocket" in refusal(await http.get("/v1/realtime"), 426, "upgrade_required")
-        for closed in ("/docs", "/redoc", "/openapi.json", "/v1/realtime/client_secrets"):
+        refusal(await http.get("/v1/realtime/client_secrets"), 405, "method_not_allowed")
+        for closed in ("/docs", "/redoc", "/openapi.json"):
             refusal(await http.get(closed), 404, "not_found")
 
 

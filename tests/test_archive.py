@@ -61,6 +61,8 @@ def an(hint: Any, name: str = "") -> Any:
         return (an(args[0]),)
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):
         return {an(args[0]): an(args[1])}
+    if origin is typing.Literal:
+        return args[-1]
     if args:
         return an(next(arg for arg in args if arg is not type(None)))
     if hint is Any:

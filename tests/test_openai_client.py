@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 import numpy as np
 import pytest
 import pytest_asyncio
+import soxr
 from openai import AsyncOpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from openai.types.realtime import RealtimeServerEvent
@@ -18,6 +19,7 @@ from serving import NoCalls, running_app, running_hub
 from voices import Voice
 
 from duplex.clock import MonotonicClock
+from duplex.codecs import g711
 from duplex.config import Config, SessionConfig
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.registry import create_agent
@@ -183,6 +185,39 @@ async def test_the_readme_example_typed_text_in_text_out(base_url: str) -> None:
         assert not [event for event in talk.events if event.type == "response.output_audio.delta"]
         assert done.type == "response.done"
         assert done.response.output_modalities == ["text"]
+
+
+async def test_push_to_talk_on_a_telephones_line(base_url: str, voice: Voice) -> None:
+    question = await asyncio.to_thread(voice.say, "What is the capital of France?")
+    mu_law = g711.encode_ulaw(soxr.resample(question, SAMPLE_RATE_HZ, g711.RATE_HZ))
+    async with conversation(base_url) as talk:
+        await talk.connection.session.update(
+            session={
+                "type": "realtime",
+                "audio": {
+                    "input": {"format": {"type": "audio/pcmu"}, "turn_detection": None},
+                    "output": {"format": {"type": "audio/pcmu"}},
+                },
+            }
+        )
+        await talk.until("session.updated")
+        await talk.connection.input_audio_buffer.append(audio=base64.b64encode(mu_law).decode())
+        await talk.connection.input_audio_buffer.commit()
+        await talk.connection.response.create()
+        done = await talk.until("response.done")
+        assert done.type == "response.done"
+        assert done.response.status == "completed"
+        [heard] = [e for e in talk.events if e.type == "conversation.item.input_audio_transcription.completed"]
+        assert "capital of france" in heard.transcript.lower()
+        assert done.response.output is not None
+        assert done.response.output[0].type == "message"
+        text = done.response.output[0].content[0].transcript or ""
+        assert "Paris" in text
+        spoken = b"".join(base64.b64decode(e.delta) for e in talk.events if e.type == "response.output_audio.delta")
+        sound = soxr.resample(g711.decode_ulaw(spoken), g711.RATE_HZ, SAMPLE_RATE_HZ)
+        written = await asyncio.to_thread(voice.write_down, sound.astype(np.float32))
+        assert alike(written, text) > 0.7, (written, text)
+        assert not [e for e in talk.events if e.type == "input_audio_buffer.speech_started"]
 
 
 async def test_a_quick_upload_is_answered_like_speech(base_url: str, voice: Voice) -> None:

@@ -25,7 +25,7 @@ from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples
 from duplex.hub import SessionHub
 from duplex.line import OutPacket
 from duplex.metrics import Metrics
-from duplex.testing import load_echo_agent, tone
+from duplex.testing import ScriptedAgent, ScriptedReply, load_echo_agent, tone
 from duplex.transport import webrtc
 from duplex.transport.data_channel import EventOutbox
 from duplex.transport.liveness import answers, ice_of
@@ -459,6 +459,54 @@ async def test_bad_events_get_an_error_and_the_session_goes_on() -> None:
         client.channel.send(json.dumps(good))
         updated = await client.wait_event("session.updated")
         assert updated["session"]["instructions"] == "Be brief."
+        await client.close()
+
+
+class Slow(ScriptedAgent):
+    """Its sessions read for a moment before they begin."""
+
+    def open(self, settings: AgentSettings, clock: Any, wake: Callable[[], None]) -> Any:
+        session = super().open(settings, clock, wake)
+
+        async def wait_ready() -> None:
+            await asyncio.sleep(0.3)
+
+        session.wait_ready = wait_ready  # type: ignore[attr-defined]
+        return session
+
+
+async def test_events_that_come_before_the_session_begins_wait_for_it() -> None:
+    async with open_door(agent=Slow()) as door:
+        client = Client()
+
+        def at_once() -> None:
+            for n in range(34):  # official clients send their session.update as soon as the channel is open
+                wish = {"type": "session.update", "session": {"instructions": f"Number {n}."}, "event_id": str(n)}
+                client.channel.send(json.dumps(wish))
+
+        client.channel.on("open", at_once)
+        await client.call(door)
+        await until(lambda: sum(event["type"] == "session.updated" for event in client.events) == 32)
+        kinds = [event["type"] for event in client.events if not event["type"].startswith("duplex.")]
+        assert kinds.count("error") == 2  # more than may wait
+        told = [event["session"]["instructions"] for event in client.events if event["type"] == "session.updated"]
+        assert told == [f"Number {n}." for n in range(32)]
+        assert kinds.index("session.created") < kinds.index("session.updated")
+        await client.close()
+
+
+async def test_a_call_may_be_answered_in_text_alone() -> None:
+    async with open_door(agent=ScriptedAgent([ScriptedReply("Written down.")])) as door:
+        client = Client()
+        _, answer = await door.answer(await client.offer(), AgentSettings(silent=True))
+        await client.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        created = await client.wait_event("session.created")
+        assert created["session"]["output_modalities"] == ["text"]
+        client.speaker.say(tone(0.6, HZ))
+        done = await client.wait_event("response.done")
+        assert done["response"]["output"][0]["content"] == [{"type": "output_text", "text": "Written down."}]
+        assert not [event for event in client.events if event["type"].startswith("output_audio_buffer.")]
+        assert not len(client.ear.loud()) > PACKET_SAMPLES
         await client.close()
 
 

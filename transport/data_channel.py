@@ -21,6 +21,9 @@ from duplex.transport.realtime_encode import DROPPABLE
 
 LABEL = "oai-events"
 _HIGH_WATER_BYTES = 256 * 1024  # beyond this the channel itself is the queue that grows
+MAX_CHANNELS = 16
+"""Data channels of one call; we speak on one. SCTP would allow 65535."""
+_WINDOW_BYTES = 1024 * 1024  # what aiortc offers to hold of messages that are not complete
 
 
 class _Waiting(NamedTuple):
@@ -102,3 +105,11 @@ class EventOutbox:
                 channel.send(text)
             except ValueError:  # longer than the far end takes in one message
                 self._metrics.queue_drops.labels("data_channel_events").inc()
+
+
+def unread_limit_passed(sctp: Any) -> bool:
+    """Whether the far end sent twice what it was offered room for, and never the rest of it.
+
+    ``sctp``: an ``aiortc.RTCSctpTransport`` or None. It says how much room there is, and holds nobody to it.
+    """
+    return sctp is not None and bool(sctp._advertised_rwnd < -_WINDOW_BYTES)

@@ -1,8 +1,14 @@
 """The public vocabulary: OpenAI Realtime (GA) events on the wire, the session's own events and requests inside.
 
-``realtime_encode``   our events → server events, and the items and responses they tell of
+``realtime_encode``   our events → server events
+``realtime_replies``  replies → responses, and the items they are made of
 ``realtime_decode``   client events → requests, read strictly
 ``realtime_session``  the session object: the table of what a client may set
+``realtime_turns``    its ``turn_detection``
+``realtime_tools``    its tools
+``realtime_items``    conversation items, both ways
+``realtime_sound``    the formats of sound in events
+``realtime_fields``   how fields are read
 
 A codec belongs to one session. It does no I/O; a door feeds it text and puts what it returns on the wire.
 """
@@ -15,10 +21,13 @@ from duplex.agent import AgentSettings
 from duplex.errors import InvalidEventError, ProtocolError, UnsupportedError
 from duplex.events import At, ErrorRaised, Event
 from duplex.line import OutPacket
-from duplex.requests import CancelReply, ClearInput, RemoveMessage, Request, UpdateSettings
+from duplex.requests import CancelReply, ClearInput, ClearOutput, RemoveMessage, Request, UpdateSettings
 from duplex.transport.realtime_decode import InputAudio, RetrieveMessage, parse, read_event
-from duplex.transport.realtime_encode import DROPPABLE, Encoder, Wire
-from duplex.transport.realtime_session import SessionChange, SessionDefaults, read_session
+from duplex.transport.realtime_encode import DROPPABLE, Encoder
+from duplex.transport.realtime_fields import SessionDefaults, is_text
+from duplex.transport.realtime_items import Wire
+from duplex.transport.realtime_session import SessionChange, read_session
+from duplex.transport.realtime_sound import LAWS, PCM, SoundIn, law
 
 __all__ = ["DROPPABLE", "RealtimeCodec", "SessionDefaults", "Wire", "read_call_session"]
 
@@ -33,6 +42,7 @@ class RealtimeCodec:
     def __init__(self, defaults: SessionDefaults, *, audio_deltas: bool) -> None:
         self._defaults = defaults
         self._encoder = Encoder(defaults, audio_deltas)
+        self._hearing = SoundIn()
         self._audio: bytes | None = None
         self._answers: list[Wire] = []
         self.client_event_id: str | None = None
@@ -42,8 +52,9 @@ class RealtimeCodec:
         """The server events that tell a client of ``event``, in order."""
         return self._encoder.encode(event)
 
-    def encode_audio(self, packet: OutPacket) -> dict[str, Any] | None:
-        """``response.output_audio.delta`` for a packet of a reply; None for one that carries no reply."""
+    def encode_audio(self, packet: OutPacket) -> list[dict[str, Any]]:
+        """``response.output_audio.delta`` for a packet of a reply, after what has to be told before it; nothing for one
+        that carries no reply. The last event is the sound."""
         return self._encoder.audio(packet)
 
     def refusal(self, error: ProtocolError, at: At) -> list[dict[str, Any]]:
@@ -58,26 +69,35 @@ class RealtimeCodec:
         self.client_event_id, self._audio, self._answers = None, None, []
         event = parse(text, self._defaults.max_event_bytes)
         event_id = event.get("event_id")
-        if event_id is not None and not (isinstance(event_id, str) and len(event_id) <= 512):
+        if event_id is not None and not (isinstance(event_id, str) and len(event_id) <= 512 and is_text(event_id)):
             raise InvalidEventError("event_id must be a text of at most 512 characters.", param="event_id")
         self.client_event_id = event_id
         match read_event(event, self._defaults):
             case SessionChange() as change:
-                self._allow(change)
+                if not self._encoder.audio_deltas:
+                    _check_track(change)
+                for kind in (change.input_format, change.output_format):
+                    if kind in LAWS:
+                        law(kind)  # it is here, or the client is told now
                 self._encoder.wished = change
-                return UpdateSettings(change.settings)
-            case InputAudio(pcm=pcm):
+                return UpdateSettings(change.settings, change.reset)
+            case InputAudio(data=data):
                 if not self._encoder.audio_deltas:
                     raise UnsupportedError("This connection hears through its audio track; send sound there.")
-                self._audio = pcm
+                if self._hearing.kind != self._encoder.formats.input:
+                    self._hearing = SoundIn(self._encoder.formats.input)
+                self._audio = self._hearing.read(data)
                 return None
             case RetrieveMessage(item_id=item_id):
                 if (item := self._encoder.item(item_id)) is None:
                     raise InvalidEventError(f"There is no item {item_id!r}.", param="item_id", code="item_not_found")
                 self._answers = [self._encoder.event("conversation.item.retrieved", item=item)]
                 return None
-            case CancelReply() as request:
-                self._encoder.cancelling()
+            case CancelReply(reply_id=reply_id) as request:
+                self._encoder.cancelling(reply_id)
+                return request
+            case ClearOutput() as request:
+                self._encoder.cancelling(None)
                 return request
             case ClearInput() as request:
                 self._answers = [self._encoder.event("input_audio_buffer.cleared")]
@@ -90,7 +110,7 @@ class RealtimeCodec:
                 return request
 
     def take_audio(self) -> bytes | None:
-        """PCM16LE of the ``input_audio_buffer.append`` just decoded, once."""
+        """PCM16LE at 24 kHz of the ``input_audio_buffer.append`` just decoded, once."""
         audio, self._audio = self._audio, None
         return audio
 
@@ -102,21 +122,19 @@ class RealtimeCodec:
         answers, self._answers = self._answers, []
         return answers
 
-    def _allow(self, change: SessionChange) -> None:
-        if change.modality == "text" and not self._encoder.audio_deltas:
+
+def _check_track(change: SessionChange) -> None:
+    for where, kind in (("input", change.input_format), ("output", change.output_format)):
+        if kind not in (None, PCM):
             raise UnsupportedError(
-                'session.output_modalities = ["text"] cannot be honoured on a connection with an audio track. '
-                "Mute the track, or connect by WebSocket.",
-                param="session.output_modalities",
+                f"session.audio.{where}.format = {kind!r} cannot be honoured on a connection with an audio track: its "
+                "codec is the one agreed on in the offer. Leave the field out, or connect by WebSocket.",
+                param=f"session.audio.{where}.format.type",
             )
 
 
 def read_call_session(session: Any, defaults: SessionDefaults) -> AgentSettings:
-    """The ``session`` part of a WebRTC offer. Raises ``ProtocolError``'s kinds naming the field."""
+    """The ``session`` part of a WebRTC offer: all that a session may choose. Raises ``ProtocolError``'s kinds."""
     change = read_session(session, defaults)
-    if change.modality == "text" or change.transcribe is False:
-        raise UnsupportedError(
-            "A call carries sound and captions: leave session.output_modalities and a null transcription out.",
-            param="session",
-        )
+    _check_track(change)
     return change.settings

@@ -14,6 +14,7 @@ from typing import Any
 from aiortc import RTCRtpSender
 from aiortc.rtp import RTP_HISTORY_SIZE, RtcpRrPacket, RtcpSrPacket
 
+from duplex.bitrate import LinkReport
 from duplex.errors import TransportError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, ms_to_samples
 from duplex.line import PlayoutReport
@@ -53,6 +54,7 @@ class ReceiverReports:
         self._sender, self._now_s = sender, now_s
         self._zero: int | None = None  # the RTP timestamp of pts 0
         self.latest: PlayoutReport | None = None
+        self._link: LinkReport | None = None
         pass_on = sender._handle_rtcp_packet
 
         async def handle(packet: Any) -> None:
@@ -71,12 +73,19 @@ class ReceiverReports:
             packet = next(iter(history.values()))
             self._zero = (packet.timestamp - pts * _UNITS) & 0xFFFFFFFF
 
+    def take_link(self) -> LinkReport | None:
+        """The newest report about the link, once."""
+        link, self._link = self._link, None
+        return link
+
     def _take(self, report: Any) -> None:
+        round_trip_s: float | None = getattr(self._sender, ROUND_TRIP)
+        # RFC 3550, 6.4.1: a share of 256, since the report before.
+        self._link = LinkReport(report.fraction_lost / 256, None if round_trip_s is None else 1000.0 * round_trip_s)
         history: dict[int, Any] = getattr(self._sender, HISTORY)
         packet = history.get(report.highest_sequence % RTP_HISTORY_SIZE)
         if self._zero is None or packet is None or packet.sequence_number != report.highest_sequence & 0xFFFF:
             return
         sent = signed_difference(packet.timestamp, self._zero, 32) // _UNITS
-        round_trip_s: float | None = getattr(self._sender, ROUND_TRIP)
         jitter_s = report.jitter / RTP_CLOCK_HZ
         self.latest = playout_from_report(sent + PACKET_SAMPLES, jitter_s, round_trip_s, self._now_s())

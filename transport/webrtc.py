@@ -35,7 +35,7 @@ from duplex.config import Config
 from duplex.errors import AgentFullError, InvalidEventError, ProtocolError, TooLargeError
 from duplex.hub import Reservation, SessionHub
 from duplex.transport.camera import Camera
-from duplex.transport.data_channel import LABEL
+from duplex.transport.data_channel import LABEL, MAX_CHANNELS, unread_limit_passed
 from duplex.transport.event_codec import EventCodec
 from duplex.transport.liveness import answers, ice_of, packets_received
 from duplex.transport.receiver_reports import ReceiverReports
@@ -58,6 +58,7 @@ class _Call:
     reservation: Reservation
     up: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    channels: int = 0
 
 
 class WebRtcDoor:
@@ -154,7 +155,10 @@ class WebRtcDoor:
                 line.lose("the connection was lost")
 
         def channel_opened(channel: RTCDataChannel) -> None:
-            if channel.label == LABEL:
+            call.channels += 1
+            if call.channels > MAX_CHANNELS:
+                line.lose(f"the client opened more than {MAX_CHANNELS} data channels")
+            elif channel.label == LABEL:
                 line.attach(channel)
 
         peer.on("connectionstatechange", connection_changed)
@@ -213,6 +217,8 @@ class WebRtcDoor:
                 async with asyncio.timeout(_WATCH_S):
                     await call.line.gone.wait()
             except TimeoutError:
+                if unread_limit_passed(call.peer.sctp):
+                    call.line.lose("the client sends parts of events, and never the rest")
                 count = await packets_received(receiver)
                 if count != received:
                     received, since_s = count, now_s()

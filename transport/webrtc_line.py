@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiortc import RTCDataChannel
 
+from duplex.bitrate import LinkReport
 from duplex.clock import Clock
 from duplex.errors import DuplexError, InvalidEventError, ProtocolError, TooLargeError
 from duplex.events import At, ErrorRaised, Event, SessionStarted
@@ -30,6 +31,7 @@ from duplex.transport.rtp_audio import OpusDecoder, Voice
 log = logging.getLogger("duplex.webrtc")
 
 _GOODBYE_S = 0.5  # for the last events to leave before the connection goes
+_MAX_EARLY = 32  # events that may come before the session has begun; clients send their session.update at once
 
 
 class WebRtcLine:
@@ -58,6 +60,7 @@ class WebRtcLine:
         self._metronome = Metronome()
         self._connected = False
         self._started = False
+        self._early: list[str | bytes] = []
         self._heard_pts = 0
         self._counted = (0, 0)
         self._at = At(0, clock.now())
@@ -99,12 +102,22 @@ class WebRtcLine:
         size = len(message) if isinstance(message, bytes) else len(message.encode("utf-8", "surrogatepass"))
         if size > self._max_event_bytes:
             raise TooLargeError(f"The event has {size} bytes; at most {self._max_event_bytes} are taken.")
+        if self.session is None or not self._started:
+            if len(self._early) >= _MAX_EARLY:
+                raise InvalidEventError("Wait for session.created before sending more.", code="session_not_ready")
+            self._early.append(message)
+            return
         request = self._codec.decode(message)
         if request is not None:
-            if self.session is None or not self._started:
-                raise InvalidEventError("Wait for session.created before sending events.", code="session_not_ready")
             self.session.request(request, self._codec.client_event_id)
         self.outbox.put(self._codec.answers())
+
+    def _catch_up(self) -> None:
+        """Reads what came before the session had begun, in order."""
+        self._started = True
+        early, self._early = self._early, []
+        for message in early:
+            self._received(message)
 
     def _now(self) -> At:
         return At(self._heard_pts, self._clock.now())
@@ -139,13 +152,16 @@ class WebRtcLine:
     def flush(self) -> int:
         return self.voice.take_back() * PACKET_SAMPLES
 
+    def take_link(self) -> LinkReport | None:
+        return self.reports.take_link() if self.reports is not None else None
+
     def playout(self) -> PlayoutReport | None:
         return self.reports.latest if self.reports is not None else None
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, SessionStarted):
-            self._started = True
         self.outbox.put(self._codec.encode(event))
+        if isinstance(event, SessionStarted):
+            asyncio.get_running_loop().call_soon(self._catch_up)  # the session takes requests from its first tick on
 
     async def close(self, reason: str) -> None:
         if not self.closed:

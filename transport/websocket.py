@@ -1,4 +1,4 @@
-"""The WebSocket door: ``GET /v1/realtime``, one JSON event a message, PCM16 in base64 both ways.
+"""The WebSocket door: ``GET /v1/realtime``, one JSON event a message, sound in base64 both ways.
 
 Theory of operation
 -------------------
@@ -108,9 +108,10 @@ class WebSocketLine:
         return None  # pictures come as conversation items here
 
     def send(self, packet: OutPacket) -> None:
-        event = self.codec.encode_audio(packet)
-        if event is not None:
-            self._put(_Outgoing(_dump(event), PACKET_SAMPLES))
+        events = self.codec.encode_audio(packet)
+        if events:
+            self.tell(events[:-1])
+            self._put(_Outgoing(_dump(events[-1]), PACKET_SAMPLES))
         elif self._queued_samples:
             # Silence is not sent, but while sound is still queued it has its place behind it for ``flush``.
             self._put(_Outgoing(None, PACKET_SAMPLES))

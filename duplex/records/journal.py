@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +130,7 @@ Mask = Callable[[str], str]
 # Text that is never anybody's words. Any other text is masked in a recording without text, also a new field's.
 _NAMES = frozenset(
     "name agent voice status evidence grade code param kind error where user floor role client_event_id event_id "
-    "item_id reply_id turn_id previous_item_id session_id state preset".split()
+    "item_id reply_id turn_id previous_item_id session_id state preset mode".split()
 )
 _NEVER_WORDS = frozenset({"turn_taking"})  # tables of settings
 
@@ -275,6 +275,8 @@ class Reader:
             return self._source.get_sound(written)
         if origin is list or origin is Sequence:
             return [self.value(get_args(hint)[0], inner) for inner in _list(written)]
+        if origin is Literal:
+            return _expect(hint, written in get_args(hint), written)
         if origin is tuple:
             return tuple(self.value(get_args(hint)[0], inner) for inner in _list(written))
         if isinstance(origin, type) and issubclass(origin, Mapping):

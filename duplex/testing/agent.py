@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from duplex.agent import (
     AgentSettings,
     BeginReply,
     CommitTurn,
+    Configure,
     DropReply,
     FinalTranscript,
     ForgetTurn,
@@ -26,33 +28,52 @@ from duplex.agent import (
     ReplyAudio,
     ReplyEnd,
     ReplyText,
+    ReplyUsage,
     ResumeReply,
     SpeechStarted,
     SpeechStopped,
+    ToolCallArguments,
+    ToolCallBegan,
+    ToolCallEnd,
+    ToolChoice,
     UserState,
     Word,
 )
 from duplex.clock import Clock, Timer
-from duplex.conversation import Message
+from duplex.conversation import Item
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.testing.delays import DelayMs, delay_ms
 from duplex.testing.line import tone
 from duplex.turn import Floor, User
 
+_STREAMING_S = 0.1  # frames that are further apart are no stream
 WORD_S = 0.3
 """How long a word of an ``answer`` takes to say."""
 
-Answer = Callable[[Sequence[Message], str], str]
-"""A bot's mind as a function: what was said and heard so far, and the user's words now, to what to say."""
+
+@dataclass(frozen=True, slots=True)
+class ScriptedCall:
+    """A tool that a reply asks for, if the session has it and allows it."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """``audio_after_s``: from being asked to the first audio. ``duration_s`` of tone; words share it evenly."""
+    """``audio_after_s``: from being asked to the first audio. ``duration_s`` of tone; words share it evenly.
+
+    ``calls``: tools it asks for, besides what it says. Without ``text`` it says nothing.
+    """
 
     text: str = "All right, here is my answer."
     audio_after_s: float = 0.1
     duration_s: float = 2.0
+    calls: tuple[ScriptedCall, ...] = ()
+
+
+Answer = Callable[[Sequence[Item], str], str | ScriptedReply]
+"""A bot's mind as a function: the conversation so far, and the user's words now, to what to say or do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +109,8 @@ class ScriptedAgent:
 
     ``answer``: a function that makes the replies instead of the script, :data:`WORD_S` a word. What the user says
     is told to a session beforehand (``hears``), as a tone has no words; without that it is "(speech)".
-    ``stages``: exact delays, and the marks that go with them.
+    ``stages``: exact delays, and the marks that go with them. ``counts``: it tells the words of its replies as tokens.
+    A word is a token where a reply has a longest length, too.
     """
 
     def __init__(
@@ -99,19 +121,20 @@ class ScriptedAgent:
         echo: bool = False,
         answer: Answer | None = None,
         stages: ScriptedStages | None = None,
+        counts: bool = False,
     ) -> None:
         self.replies, self.timing, self.echo = tuple(replies), timing, echo
-        self.answer, self.stages = answer, stages
+        self.answer, self.stages, self.counts = answer, stages, counts
         self.sessions: list[ScriptedSession] = []
 
     @property
     def info(self) -> AgentInfo:
-        return AgentInfo("echo" if self.echo else "scripted", deterministic=True)
+        return AgentInfo("echo" if self.echo else "scripted", calls_tools=not self.echo, deterministic=True)
 
     async def start(self) -> None: ...
 
     def open(self, settings: AgentSettings, clock: Clock, wake: Callable[[], None]) -> AgentSession:
-        session = ScriptedSession(self, clock, wake)
+        session = ScriptedSession(self, clock, wake, settings)
         self.sessions.append(session)
         return session
 
@@ -133,8 +156,11 @@ class _Due:
 class ScriptedSession:
     """One session of a :class:`ScriptedAgent`; ``commands`` keeps every command it was given."""
 
-    def __init__(self, agent: ScriptedAgent, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, agent: ScriptedAgent, clock: Clock, wake: Callable[[], None], settings: AgentSettings | None = None
+    ) -> None:
         self._agent, self._clock, self._wake = agent, clock, wake
+        self.settings = settings or AgentSettings()
         self.commands: list[AgentCommand] = []
         self.closed = False
         self._out: list[AgentEvent] = []
@@ -149,7 +175,7 @@ class ScriptedSession:
         self._committed_words: list[str] = []
         self._due: list[_Due] = []
         self._timers: list[Timer] = []
-        self._n_replies = 0
+        self._n_replies = self._n_calls = 0
 
     def hears(self, text: str) -> None:
         """The words of the speech that comes next."""
@@ -185,22 +211,28 @@ class ScriptedSession:
         if floor in (Floor.SPEAKING, Floor.HOLDING):
             if voiced:
                 return User.INTERRUPTING if self._voiced_s >= timing.interrupt_s - 1e-9 else User.SPEAKING
-            if self._quiet_s >= timing.backchannel_s - 1e-9:
-                self._forget()
-                return User.BACKCHANNEL
-            return User.PAUSED_INCOMPLETE
+            if self._voiced_s < timing.interrupt_s - 1e-9:
+                if self._quiet_s >= timing.backchannel_s - 1e-9:
+                    self._forget()
+                    return User.BACKCHANNEL
+                return User.PAUSED_INCOMPLETE
         if voiced:
             return User.SPEAKING
         if self._quiet_s >= timing.complete_s - 1e-9:
             return User.TURN_COMPLETE
         return User.PAUSED_INCOMPLETE if self._quiet_s >= timing.pause_s - 1e-9 else User.SPEAKING
 
+    @property
+    def _no_line(self) -> bool:
+        """Nothing is heard, not even silence, as before the first sound of a line that streams none; time goes on."""
+        return self._clock.now() - self._now_s > _STREAMING_S
+
     def _forget(self) -> None:
         self._had_speech = False
         self._recording, self._words = [], []
 
     def collect(self) -> Sequence[AgentEvent]:
-        if self._agent.stages is not None:
+        if self._agent.stages is not None or self._no_line:
             self._do_due(self._clock.now())
         out, self._out = self._out, []
         return out
@@ -222,6 +254,8 @@ class ScriptedSession:
                 self._words = [*self._committed_words, *self._words]
             case ResumeReply() | ForgetTurn():
                 self._forget()
+            case Configure(settings=settings):
+                self.settings = settings
             case _:
                 pass
 
@@ -239,6 +273,8 @@ class ScriptedSession:
         number, self._n_replies = self._n_replies, self._n_replies + 1
         reply_id, stages = begin.reply_id, self._agent.stages
         if stages is None:
+            if self._no_line:
+                self._now_s = self._clock.now()
             self._at(
                 self._now_s + script.audio_after_s, reply_id, lambda: self._speak(begin, self._reply(begin, script))
             )
@@ -266,17 +302,52 @@ class ScriptedSession:
         if self._agent.answer is None:
             return script
         said = " ".join(self._words or self._committed_words) if begin.to_open_turn else ""
-        text = self._agent.answer(begin.history, said)
-        return ScriptedReply(text, script.audio_after_s, WORD_S * len(text.split()))
+        answer = self._agent.answer(begin.history, said)
+        if isinstance(answer, ScriptedReply):
+            return answer
+        return ScriptedReply(answer, script.audio_after_s, WORD_S * len(answer.split()))
 
     def _speak(self, begin: BeginReply, reply: ScriptedReply) -> None:
+        limit = self.settings.max_output_tokens if begin.max_output_tokens is None else begin.max_output_tokens
+        n_words = len(reply.text.split())
+        if cut_short := limit is not None and n_words > limit:
+            duration_s = reply.duration_s * limit / n_words if limit is not None else 0.0
+            reply = replace(reply, text=" ".join(reply.text.split()[:limit]), duration_s=duration_s)
+        if begin.silent if begin.silent is not None else self.settings.silent:
+            self._out += [ReplyText(begin.reply_id, word) for word in reply.text.splitlines(keepends=True)]
+        elif reply.text:
+            self._say(begin, reply)
+        self._call(begin, reply)
+        if self._agent.counts:
+            n_read = sum(len(str(getattr(item, "text", "")).split()) for item in begin.history)
+            self._out.append(ReplyUsage(begin.reply_id, n_read, 0, len(reply.text.split())))
+        self._out.append(ReplyEnd(begin.reply_id, cut_short=cut_short))
+
+    def _call(self, begin: BeginReply, reply: ScriptedReply) -> None:
+        """The tools a reply asks for, as far as this session has them and lets it."""
+        tools = self.settings.tools if begin.tools is None else begin.tools
+        choice = begin.tool_choice or self.settings.tool_choice or ToolChoice()
+        names = {tool.name for tool in tools or ()} if choice.mode != "none" else set()
+        for call in reply.calls:
+            if call.name not in names or choice.name not in (None, call.name):
+                continue
+            self._n_calls += 1
+            call_id, arguments = f"call_{self._n_calls}", json.dumps(call.arguments)
+            middle = len(arguments) // 2
+            self._out.append(ToolCallBegan(begin.reply_id, call_id, call.name))
+            self._out += [
+                ToolCallArguments(begin.reply_id, call_id, part) for part in (arguments[:middle], arguments[middle:])
+            ]
+            self._out.append(ToolCallEnd(begin.reply_id, call_id, arguments))
+
+    def _say(self, begin: BeginReply, reply: ScriptedReply) -> None:
         sound = self._recording or self._committed
         audio = np.concatenate(sound) if self._agent.echo and sound else tone(reply.duration_s)
         texts = reply.text.split()
         edges = np.linspace(0, len(audio), len(texts) + 1).astype(int)
         words = tuple(Word(t, int(a), int(b)) for t, a, b in zip(texts, edges[:-1], edges[1:], strict=True))
         reply_id = begin.reply_id
-        self._out += [ReplyText(reply_id, reply.text), ReplyAudio(reply_id, audio, words), ReplyEnd(reply_id)]
+        self._out += [ReplyText(reply_id, reply.text), ReplyAudio(reply_id, audio, words)]
 
     def _marker(self, name: str, at_s: float, reply_id: str | None = None) -> Callable[[], None]:
         return lambda: self._out.append(Mark(name, at_s, reply_id))

@@ -24,7 +24,7 @@ from duplex import events as ev
 from duplex.agent import Agent, AgentSettings
 from duplex.clock import VirtualClock
 from duplex.config import SessionConfig
-from duplex.conversation import Role
+from duplex.conversation import Message, Role
 from duplex.errors import ConfigError, DuplexError
 from duplex.frames import PACKET_MS, SAMPLE_RATE_HZ, Samples
 from duplex.metrics import Metrics
@@ -156,7 +156,8 @@ class VirtualCall:
     @property
     def transcript(self) -> tuple[Line, ...]:
         """The conversation as the agent remembers it: what the user said, and what the user heard."""
-        return tuple(Line(message.role, message.text, message.cut_off) for message in self.session.conversation)
+        said = [item for item in self.session.conversation if isinstance(item, Message)]
+        return tuple(Line(message.role, message.text, message.cut_off) for message in said)
 
     @property
     def heard_text(self) -> str:
@@ -349,7 +350,8 @@ class VirtualCall:
         went_on = bool(packets) and packets[-1] * PACKET_MS > user.end_ms
         gaps = [(a, b) for a, b in pairwise(packets) if b - a > 1 and b * PACKET_MS > user.start_ms]
         paused = any(isinstance(e, ev.ReplyHeld) and e.reply_id == reply_id for e in self.line.events[first_event:])
-        message = next((m for m in self.session.conversation if m.item_id == self.line.item_of(reply_id)), None)
+        item_id = self.line.item_of(reply_id)
+        message = None if item_id is None else self.session.conversation.get(item_id)
         finished = [e for e in self.line.of(ev.ReplyFinished) if e.reply_id == reply_id]
         return Overlap(
             user=user,
@@ -359,7 +361,7 @@ class VirtualCall:
             stopped_ms=heard.stop_ms,
             resume_gap_ms=float((gaps[0][1] - gaps[0][0] - 1) * PACKET_MS) if paused and went_on and gaps else None,
             reply_text=finished[0].text.strip() if finished else "",
-            heard_text=message.text if message is not None else "",
+            heard_text=message.text if isinstance(message, Message) else "",
             turn=self._turn(start_ms, first_event, reply_id),
         )
 
