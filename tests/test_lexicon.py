@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from duplex.thinker_talker.lexicon import content_words, is_backchannel, is_hanging, says_stop
+from duplex.thinker_talker.lexicon import content_words, is_backchannel, is_hanging, own_share, says_stop
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,17 @@ def test_finished_sentences(text: str) -> None:
 
 def test_content_is_counted_without_its_encouragement() -> None:
     assert content_words("Yeah, but what about Spain?") == 4
+
+
+@pytest.mark.parametrize(
+    ("heard", "least", "most"),
+    [
+        ("Aper could.", 0.7, 1.0),  # an echo that began and ended in the middle of words
+        ("a piece of paper could", 1.0, 1.0),
+        ("What about Spain?", 0.0, 0.4),
+        ("Oh", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_our_own_words(heard: str, least: float, most: float) -> None:
+    assert least <= own_share(heard, "Nobody knew what a piece of paper could do.") <= most

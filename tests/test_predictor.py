@@ -352,6 +352,20 @@ def test_a_voice_that_soon_turns_out_to_be_ours_is_not_addressed_to_us() -> None
     assert user is User.NOT_ADDRESSED
 
 
+@pytest.mark.parametrize(("line_echoes", "decided"), [(True, User.NOT_ADDRESSED), (False, User.INTERRUPTING)])
+def test_our_own_words_are_an_echo_where_there_may_be_one(line_echoes: bool, decided: User) -> None:
+    predictor = TurnPredictor()
+    ours = OurSide(Floor.SPEAKING, saying="In the year 1980 there was a young deer in the forest.")
+    for n in range(1, 25):
+        probability = 0.99 if n < 12 else 0.01
+        user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
+        if n == 14:
+            predictor.transcript("Hey, there was a young deer", 0.9, final=True, asked_pts=n * WINDOW)
+        if user in (User.NOT_ADDRESSED, User.INTERRUPTING):
+            break
+    assert user is decided
+
+
 def test_over_us_one_window_of_a_sure_voice_is_enough_and_an_unsure_one_is_not() -> None:
     assert over_us().feed(0.032, 0.95).users[-1] is User.SPEAKING
     assert over_us().feed(0.032, 0.7).users[-1] is User.IDLE

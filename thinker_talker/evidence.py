@@ -38,6 +38,7 @@ from .lexicon import (
 )
 from .turn_options import TurnOptions
 
+_OWN_WORDS = 0.6
 _LIMIT = 4.0  # no single part may outweigh all others, except a word that is meant as a command
 
 
@@ -67,7 +68,8 @@ class Overlap:
 
     ``voice``: still going on; ``quiet_s`` since it paused. ``echo``: share of it that our own voice explains.
     ``below_usual_db``: how far under the user's usual level it is. ``our_question``: it began in the last second
-    of a reply of ours that asks something.
+    of a reply of ours that asks something. ``own_words``: share of its letters that we are saying ourselves, on a line
+    that may echo.
     """
 
     voice: bool
@@ -78,6 +80,7 @@ class Overlap:
     echo: float = 0.0
     below_usual_db: float | None = None
     our_question: bool = False
+    own_words: float = 0.0
 
 
 # --- at a pause -------------------------------------------------------------------------------------
@@ -181,6 +184,11 @@ def _overlap_echo(overlap: Overlap, options: TurnOptions) -> Logits:
     return {User.NOT_ADDRESSED: 8.0, User.INTERRUPTING: -4.0}
 
 
+def _overlap_own_words(overlap: Overlap, options: TurnOptions) -> Logits:
+    """What is heard is what we say: an echo that the score let pass. On a line that has none, people repeat us too."""
+    return {User.NOT_ADDRESSED: 7.0, User.INTERRUPTING: -7.0} if overlap.own_words >= _OWN_WORDS else {}
+
+
 def _overlap_question(overlap: Overlap, options: TurnOptions) -> Logits:
     """ "Yes" as we finish asking is an answer, not encouragement."""
     return {User.INTERRUPTING: 14.0} if overlap.our_question and is_answer(overlap.words) else {}
@@ -191,6 +199,7 @@ OVER_US: Mapping[str, Callable[[Overlap, TurnOptions], Logits]] = {
     "length": _overlap_length,
     "level": _overlap_level,
     "echo": _overlap_echo,
+    "own words": _overlap_own_words,
     "question": _overlap_question,
 }
 

@@ -28,7 +28,7 @@ from duplex.turn import Floor, User
 
 from .evidence import Overlap, Pause, completeness, overlap_logits, sigmoid, silence_needed_s, softmax
 from .intonation import PitchContour
-from .lexicon import is_hanging, words_of
+from .lexicon import is_hanging, own_share, words_of
 from .loudness import NoiseFloor, UsualLevel
 from .patience import Patience
 from .turn_options import TurnOptions
@@ -71,11 +71,17 @@ class HeardWindow:
 
 @dataclass(frozen=True, slots=True)
 class OurSide:
-    """What the predictor knows of us. ``left_s``: of the reply that is playing, if its end is known."""
+    """What the predictor knows of us. ``left_s``: of the reply that is playing, if its end is known; ``saying``: its
+    text, as far as it is made."""
 
     floor: Floor
     left_s: float | None = None
-    asks: bool = False  # the reply ends in a question
+    saying: str = ""
+
+    @property
+    def asks(self) -> bool:
+        """The reply ends in a question."""
+        return self.saying.rstrip().endswith("?")
 
     @property
     def speaking(self) -> bool:
@@ -95,6 +101,7 @@ class _Stretch:
     echo_samples: int = 0  # of what our own voice explains, and is not counted as its voice
     overlap: bool = False  # it began over our own voice
     our_question: bool = False
+    line_echoes: bool = False
     final_text: str | None = None  # words up to the current pause
     partial_text: str = ""
     confidence: float = 0.0
@@ -134,6 +141,7 @@ class TurnPredictor:
     _stretch: _Stretch | None = None
     _onset: int = 0  # samples of voice not yet counted as speech
     _pts: int = 0
+    _saying: str = ""  # what we said last
     _overlap: Mapping[User, float] = field(default_factory=dict)  # the last overlap's logits
 
     # --- evidence in -----------------------------------------------------------------------------
@@ -216,10 +224,13 @@ class TurnPredictor:
         stretch.pitch.add(heard.pitch_hz)
         if ours.speaking and not stretch.overlap:
             stretch.overlap = True
+            stretch.line_echoes = heard.line_echoes
             stretch.our_question = ours.asks and ours.left_s is not None and ours.left_s <= _QUESTION_WINDOW_S
 
     def review(self, ours: OurSide) -> User:
         """Judges again after new evidence, without waiting for the next window."""
+        if ours.saying:
+            self._saying = ours.saying
         self.user = self._judge(ours.speaking)
         return self.user
 
@@ -338,6 +349,7 @@ class TurnPredictor:
             echo=stretch.echo / max(1, stretch.voiced_samples + stretch.echo_samples),
             below_usual_db=below_db if self.usual.known else None,
             our_question=stretch.our_question,
+            own_words=own_share(stretch.words, self._saying) if stretch.line_echoes else 0.0,
         )
         self._overlap = overlap_logits(overlap, o)
         decided = max(self._overlap, key=lambda user: self._overlap[user])
@@ -451,6 +463,7 @@ class TurnPredictor:
         self.noise.reset()
         self._overlap = {}
         self._pts = 0
+        self._saying = ""
 
 
 def _level_dbfs(stretch: _Stretch) -> float:

@@ -13,7 +13,9 @@ from pydantic import Field, field_validator
 
 from .turn_presets import TurnPresets
 
-Evidence = Literal["prosody", "words", "expectation", "intonation", "floor", "length", "level", "echo", "question"]
+Evidence = Literal[
+    "prosody", "words", "expectation", "intonation", "floor", "length", "level", "echo", "own words", "question"
+]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Quick to answer, quick to stop; now and then it takes a pause for an end. Says "mm-hm".
