@@ -303,7 +303,7 @@ const HANDLERS = {
   "conversation.item.added": (c, e) => e.item?.role === "user" && c.userItem(e.item),
   "conversation.item.done": (c, e) => e.item?.role === "user" && c.userItem(e.item),
   "conversation.item.truncated": (c, e, now) => c.agentTruncated(e.item_id, e.audio_end_ms, now),
-  "response.output_item.added": (c, e) => e.item?.id && c.agentRow(e.response_id, e.item.id),
+  "response.output_item.added": (c, e) => e.item?.id && e.item.type !== "function_call" && c.agentRow(e.response_id, e.item.id),
   "response.output_audio_transcript.delta": (c, e) => (c.agentRow(e.response_id, e.item_id).transcript += e.delta),
   "response.output_audio_transcript.done": (c, e) => {
     const row = c.agentRow(e.response_id, e.item_id);
