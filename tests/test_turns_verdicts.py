@@ -103,6 +103,17 @@ def test_replies_are_told_by_their_events() -> None:
     assert reply_spoken_at(call, 2600) is None
 
 
+def test_a_reply_that_is_as_long_as_it_may_be_was_not_given_up() -> None:
+    def done(reason: str) -> Event:
+        response = {"id": "r", "status": "incomplete", "status_details": {"type": "incomplete", "reason": reason}}
+        return (900, {"type": "response.done", "response": response})
+
+    created: Event = (100, {"type": "response.created", "response": {"id": "r"}})
+    for reason, given_up in (("max_output_tokens", False), ("content_filter", True)):
+        [reply] = replies(recorded(1000, [], [], [created, done(reason)]).events)
+        assert reply.given_up is given_up
+
+
 def test_where_sound_comes_in_events_other_words_tell_that_a_reply_is_audible() -> None:
     created: Event = (100, {"type": "response.created", "response": {"id": "r"}})
     for kind in ("response.output_audio.delta", "duplex.playout"):

@@ -69,7 +69,7 @@ class Overlap:
     ``voice``: still going on; ``quiet_s`` since it paused. ``echo``: share of it that our own voice explains.
     ``below_usual_db``: how far under the user's usual level it is. ``our_question``: it began in the last second
     of a reply of ours that asks something. ``own_words``: share of its letters that we are saying ourselves, on a line
-    that may echo.
+    that may echo; ``line_echoes``: it does, or nobody can say yet.
     """
 
     voice: bool
@@ -81,6 +81,7 @@ class Overlap:
     below_usual_db: float | None = None
     our_question: bool = False
     own_words: float = 0.0
+    line_echoes: bool = False
 
 
 # --- at a pause -------------------------------------------------------------------------------------
@@ -158,6 +159,8 @@ def _overlap_words(overlap: Overlap, options: TurnOptions) -> Logits:
     if is_backchannel(overlap.words):
         # While they speak on it may be "yeah, but …", so undecided still wins.
         return {User.BACKCHANNEL: 1.0 if overlap.voice else 5.0, User.INTERRUPTING: -4.0}
+    if overlap.line_echoes and overlap.voiced_s < options.echo_words_s:
+        return {}  # what is heard of a piece of our own voice is any word
     if content_words(overlap.words) >= options.interrupt_words:
         return {User.INTERRUPTING: 5.0}
     return {}

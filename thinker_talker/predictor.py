@@ -350,6 +350,7 @@ class TurnPredictor:
             below_usual_db=below_db if self.usual.known else None,
             our_question=stretch.our_question,
             own_words=own_share(stretch.words, self._saying) if stretch.line_echoes else 0.0,
+            line_echoes=stretch.line_echoes,
         )
         self._overlap = overlap_logits(overlap, o)
         decided = max(self._overlap, key=lambda user: self._overlap[user])

@@ -47,11 +47,17 @@ def replies(events: Events) -> list[Reply]:
                 audible.setdefault(str(event.get("response_id")), recorded.at_ms)
             case "response.done":
                 response = event["response"]
-                done.setdefault(str(response["id"]), (recorded.at_ms, str(response.get("status", "completed"))))
+                done.setdefault(str(response["id"]), (recorded.at_ms, _status(response)))
     return [
         Reply(reply_id, at_ms, audible.get(reply_id), *done.get(reply_id, (None, "open")))
         for reply_id, at_ms in created.items()
     ]
+
+
+def _status(response: Mapping[str, Any]) -> str:
+    """A reply that is as long as it may be has come to its end; nobody took the floor from it."""
+    reason = (response.get("status_details") or {}).get("reason")
+    return "completed" if reason == "max_output_tokens" else str(response.get("status", "completed"))
 
 
 def reply_spoken_at(recording: Recording, at_ms: float) -> Reply | None:
