@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 
-_OWN_LETTERS = 4
+_OWN_LETTERS = 5  # fewer are in anything
 
 # What listeners say to keep a speaker going (after Ward & Tsukahara 2000, and the usual transcriptions).
 BACKCHANNEL_WORDS = frozenset(
@@ -137,12 +137,10 @@ def is_answer(text: str) -> bool:
 
 
 def own_share(heard: str, ours: str) -> float:
-    """Share of the letters of ``heard`` that lie in one piece in what we say ourselves; 0 for fewer than four letters.
+    """Share of the letters of ``heard`` that lie in one piece in what we say ourselves; 0 if that is fewer than five.
 
     By letters and not by words, since what is heard of an echo begins and ends in the middle of words.
     """
     ours_letters, letters = ("".join(filter(str.isalpha, text.casefold())) for text in (ours, heard))
-    if len(letters) < _OWN_LETTERS or not ours_letters:
-        return 0.0
-    same = SequenceMatcher(None, ours_letters, letters, autojunk=False).find_longest_match()
-    return same.size / len(letters)
+    same = SequenceMatcher(None, ours_letters, letters, autojunk=False).find_longest_match().size
+    return same / len(letters) if same >= _OWN_LETTERS else 0.0
