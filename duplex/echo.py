@@ -15,21 +15,19 @@ from typing import Protocol
 
 import numpy as np
 
-from duplex.bitrate import LinkReport, LinkReporting
 from duplex.clock import Clock
-from duplex.events import Event
 from duplex.frames import (
     PACKET_SAMPLES,
     SAMPLE_RATE_HZ,
     Frame,
-    Image,
     Origin,
     Packet,
     Samples,
     ms_to_samples,
     silence,
 )
-from duplex.line import Line, OutPacket, PlayoutReport
+from duplex.line import Line, OutPacket
+from duplex.line_around import LineAround
 
 
 class EchoCanceller(Protocol):
@@ -107,29 +105,21 @@ class Tape:
         return beside
 
 
-class EchoCancelledLine:
-    """A line whose far end sends our own voice back, with that taken out of it; implements :class:`~duplex.line.Line`.
+class EchoCancelledLine(LineAround):
+    """A line whose far end sends our own voice back, with that taken out of it.
 
     Around the line and not in the session, so that a recording holds what the session heard.
     """
 
     def __init__(self, line: Line, canceller: EchoCanceller, clock: Clock) -> None:
-        self.inner = line  # what a door can besides, a bot asks of its own line
-        self._line, self._canceller, self._clock = line, canceller, clock
+        super().__init__(line)
+        self._canceller, self._clock = canceller, clock
         self._tape = Tape()
         self._epoch_s: float | None = None  # when the line's first packet was due
         self._end_pts = 0
 
-    @property
-    def lead_packets(self) -> int:
-        return self._line.lead_packets
-
-    @property
-    def closed(self) -> bool:
-        return self._line.closed
-
     def receive(self) -> Sequence[Packet]:
-        return [self._cancelled(packet) for packet in self._line.receive()]
+        return [self._cancelled(packet) for packet in self.inner.receive()]
 
     def _cancelled(self, packet: Packet) -> Packet:
         elapsed_s = 0.0 if self._epoch_s is None else self._clock.now() - self._epoch_s
@@ -138,30 +128,15 @@ class EchoCancelledLine:
         heard = self._canceller.process(packet.samples, played)
         return packet if packet.origin is Origin.SILENCE else replace(packet, samples=heard)
 
-    def take_image(self) -> Image | None:
-        return self._line.take_image()
-
     def send(self, packet: OutPacket) -> None:
         if self._epoch_s is None:
             self._epoch_s = self._clock.now()
         self._tape.put(packet.pts, packet.samples)
         self._end_pts = packet.pts + PACKET_SAMPLES
-        self._line.send(packet)
+        self.inner.send(packet)
 
     def flush(self) -> int:
-        samples = self._line.flush()
+        samples = self.inner.flush()
         self._end_pts -= samples
         self._tape.take_back(self._end_pts)
         return samples
-
-    def playout(self) -> PlayoutReport | None:
-        return self._line.playout()
-
-    def take_link(self) -> LinkReport | None:
-        return self._line.take_link() if isinstance(self._line, LinkReporting) else None
-
-    def emit(self, event: Event) -> None:
-        self._line.emit(event)
-
-    async def close(self, reason: str) -> None:
-        await self._line.close(reason)

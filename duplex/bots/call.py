@@ -24,6 +24,7 @@ from duplex.config import BotConfig
 from duplex.conversation import Item
 from duplex.errors import AgentFaultError, CallEndedError, HandOverError, UnsupportedError
 from duplex.line import Line
+from duplex.line_around import ability
 from duplex.requests import CancelReply, CreateReply, Request
 from duplex.session import Session
 from duplex.turn import Floor, User
@@ -95,7 +96,8 @@ class Call:
     @property
     def facts(self) -> Mapping[str, str]:
         """What the door knows of the caller: ``caller``, ``called``; empty in a browser."""
-        return self._line.facts if isinstance(self._line, KnowsCaller) else {}
+        knows = ability(self._line, KnowsCaller)
+        return knows.facts if knows is not None else {}
 
     @property
     def settings(self) -> AgentSettings:
@@ -271,8 +273,8 @@ class Call:
         """
         with self._working():
             await self._until(self._nothing_being_said, _LAST_WORDS_S)
-            line, hook = self._line, self._hand_over
-            if isinstance(line, Transferring):
+            line, hook = ability(self._line, Transferring), self._hand_over
+            if line is not None:
                 await self._handing_over(line.transfer(to), to)
             elif hook is not None:
                 await self._handing_over(hook(self, to), to)

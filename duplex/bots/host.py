@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import Counter
 
@@ -27,11 +27,10 @@ from duplex.bots.stand_in import StandIn
 from duplex.bots.tool_work import ToolWork
 from duplex.clock import Clock, Timer
 from duplex.config import BotConfig, SessionConfig
-from duplex.echo import EchoCancelledLine
 from duplex.errors import BotError, CallEndedError, DuplexError
 from duplex.events import Event, SessionStarted
-from duplex.frames import Image, Packet
-from duplex.line import Line, OutPacket, PlayoutReport
+from duplex.line import Line
+from duplex.line_around import LineAround
 from duplex.metrics import Metrics
 from duplex.session import Session
 
@@ -110,49 +109,25 @@ class Bots:
             metrics=metrics,
         )
         tools = ToolWork(session_id, bot.tools, self._config.tool_limit_s, self._tool_outcomes)
-        door = line.inner if isinstance(line, EchoCancelledLine) else line
-        call = Call(session, door, stand_in, clock, self._config, tools, self._hand_over)
+        call = Call(session, line, stand_in, clock, self._config, tools, self._hand_over)
         watched.life = BotLife(bot, call, stand_in, tools, clock, self._config, self._outcomes, self._metrics)
         return session
 
 
-class WatchedLine:
-    """A line whose events a bot sees too; implements :class:`~duplex.line.Line`."""
+class WatchedLine(LineAround):
+    """A line whose events a bot sees too."""
 
     def __init__(self, line: Line) -> None:
+        super().__init__(line)
         self.life: BotLife | None = None
-        self._line = line
-
-    @property
-    def lead_packets(self) -> int:
-        return self._line.lead_packets
-
-    @property
-    def closed(self) -> bool:
-        return self._line.closed
-
-    def receive(self) -> Sequence[Packet]:
-        return self._line.receive()
-
-    def take_image(self) -> Image | None:
-        return self._line.take_image()
-
-    def send(self, packet: OutPacket) -> None:
-        self._line.send(packet)
-
-    def flush(self) -> int:
-        return self._line.flush()
-
-    def playout(self) -> PlayoutReport | None:
-        return self._line.playout()
 
     def emit(self, event: Event) -> None:
-        self._line.emit(event)
+        self.inner.emit(event)
         if self.life is not None:
             self.life.told(event)
 
     async def close(self, reason: str) -> None:
-        await self._line.close(reason)
+        await self.inner.close(reason)
         if self.life is not None:
             await self.life.end(reason)
 

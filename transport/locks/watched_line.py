@@ -9,8 +9,9 @@ from typing import Any
 from duplex import events as ev
 from duplex.clock import Clock
 from duplex.config import LimitsConfig
-from duplex.frames import PACKET_SAMPLES, Image, Packet
-from duplex.line import Line, OutPacket, PlayoutReport
+from duplex.frames import PACKET_SAMPLES, Packet
+from duplex.line import Line
+from duplex.line_around import LineAround
 from duplex.session import Session
 from duplex.transport.locks.caller import Visit, current_visit
 
@@ -19,8 +20,8 @@ _NO_ACTIVITY = (ev.SessionStarted, ev.SessionUpdated, ev.FloorChanged, ev.ErrorR
 """Events that come of nobody saying or doing anything. Everything else keeps a session from being idle."""
 
 
-class WatchedLine:
-    """Implements :class:`duplex.line.Line`.
+class WatchedLine(LineAround):
+    """Ends a session that is over its limits.
 
     ``welcome`` says why the caller is not any more (a revoked key), or None. When a limit is passed, the client is told
     by an ``error`` event and ``duplex.session.closed``, and the line is closed to its session.
@@ -34,7 +35,8 @@ class WatchedLine:
         visit: Visit | None = None,
         welcome: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._line, self._clock, self._visit, self._welcome = line, clock, visit, welcome
+        super().__init__(line)
+        self._clock, self._visit, self._welcome = clock, visit, welcome
         self._session_s, self._idle_s = limits.session_s or math.inf, limits.idle_s or math.inf
         self._began_s = self._active_s = clock.now()
         self._look_at_s = self._began_s
@@ -42,15 +44,11 @@ class WatchedLine:
         self._over: str | None = None
 
     @property
-    def lead_packets(self) -> int:
-        return self._line.lead_packets
-
-    @property
     def closed(self) -> bool:
-        return self._over is not None or self._line.closed
+        return self._over is not None or self.inner.closed
 
     def receive(self) -> Sequence[Packet]:
-        packets = self._line.receive()
+        packets = self.inner.receive()
         if packets:
             self._heard_pts = packets[-1].pts + PACKET_SAMPLES
         now_s = self._clock.now()
@@ -60,27 +58,15 @@ class WatchedLine:
                 self._finish(*why, now_s)
         return packets
 
-    def take_image(self) -> Image | None:
-        return self._line.take_image()
-
-    def send(self, packet: OutPacket) -> None:
-        self._line.send(packet)
-
-    def flush(self) -> int:
-        return self._line.flush()
-
-    def playout(self) -> PlayoutReport | None:
-        return self._line.playout()
-
     def emit(self, event: ev.Event) -> None:
         if not isinstance(event, _NO_ACTIVITY):
             self._active_s = self._clock.now()
-        self._line.emit(event)
+        self.inner.emit(event)
 
     async def close(self, reason: str) -> None:
         if self._visit is not None and self._visit.place is not None:
             self._visit.place.end()
-        await self._line.close(self._over or reason)
+        await self.inner.close(self._over or reason)
 
     def _why_over(self, now_s: float) -> tuple[str, str] | None:
         """(code, reason)."""
@@ -96,8 +82,8 @@ class WatchedLine:
 
     def _finish(self, code: str, reason: str, now_s: float) -> None:
         at = ev.At(self._heard_pts, now_s)
-        self._line.emit(ev.ErrorRaised(at, code, reason))
-        self._line.emit(ev.SessionClosed(at, reason))
+        self.inner.emit(ev.ErrorRaised(at, code, reason))
+        self.inner.emit(ev.SessionClosed(at, reason))
         self._over = reason
 
 
