@@ -30,6 +30,10 @@ _Hz = npt.NDArray[np.float64]
 
 LEVEL_DBFS = -20.0
 PAUSE_MS = 300.0
+MAX_FILE_SAMPLES = 600 * 48_000
+"""Of a sound file, ten minutes: a few kilobytes of FLAC can mean days of silence."""
+_RATES_HZ = (4_000, 192_000)
+_BLOCK_VALUES = 65_536
 """A gap in speech from here on is a pause; shorter ones are the closures and breaths of running speech."""
 
 _BEFORE_MS, _AFTER_MS, _FADE_MS = 60.0, 120.0, 10.0
@@ -141,21 +145,29 @@ def speak(*texts: str, voice: str = "piper-joe") -> list[Samples]:
 
 
 def read_audio(path: Path) -> Samples:
-    """Any sound file libsndfile reads (WAV, FLAC, OGG …), as mono float32 at 24 kHz.
+    """Any sound file libsndfile reads (WAV, FLAC, OGG …), as mono float32 at 24 kHz; ``MAX_FILE_SAMPLES`` at most.
 
     Raises ``DuplexError`` that names the file and what is wrong with it.
     """
     import soundfile
     import soxr
 
+    raw = {"format": "RAW", "subtype": "PCM_16", "endian": "LITTLE", "channels": 1, "samplerate": 16_000}
     try:
-        if path.suffix == ".raw":
-            samples, rate_hz = soundfile.read(
-                path, dtype="float32", format="RAW", subtype="PCM_16", endian="LITTLE", channels=1, samplerate=16_000
-            )
-        else:
-            samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-            samples = samples.mean(axis=1)
+        with soundfile.SoundFile(path, **(raw if path.suffix == ".raw" else {})) as file:
+            rate_hz = file.samplerate
+            if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
+                raise DuplexError(f"{path} has {rate_hz} samples a second; {_RATES_HZ[0]} to {_RATES_HZ[1]} are taken.")
+            # In pieces: what the header says of its length may be anything.
+            blocks, n_samples = [], 0
+            while len(block := file.read(max(1, _BLOCK_VALUES // file.channels), dtype="float32", always_2d=True)):
+                blocks.append(block.mean(axis=1))
+                n_samples += len(block)
+                if n_samples > MAX_FILE_SAMPLES:
+                    raise DuplexError(f"{path} is longer than ten minutes. Cut it into shorter files.")
+        samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+        if not np.isfinite(samples).all():
+            raise DuplexError(f"{path} cannot be read as sound: it holds samples that are no numbers.")
     except FileNotFoundError as error:
         raise DuplexError(f"There is no file {path}.") from error
     except (soundfile.SoundFileError, OSError) as error:

@@ -3,118 +3,26 @@
 from __future__ import annotations
 
 import base64
-import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from chat_endpoint import WAIT_S, StandIn, standing_in
 
 from duplex.errors import AgentFullError, ConfigError, ThinkerUnavailableError
 from duplex.frames import Image
 from duplex.thinker_talker.openai_endpoint import EndpointTimeouts, OpenAIThinker, parse_spec
 from duplex.thinker_talker.thinker import CollectingSink, Message, ThinkRequest
 
-_WAIT_S = 20.0
 _KEY = "sk-test-not-a-secret-4711"
-
-
-class StandIn(ThreadingHTTPServer):
-    """Answers as ``mode`` says and keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.mode = "well"
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.hung_up = threading.Event()  # the client closed a stream that was not finished
-        self.go_on = threading.Event()  # lets a slow handler end
-
-    @property
-    def spec(self) -> str:
-        return f"openai:http://127.0.0.1:{self.server_address[1]}/v1#toy"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def log_message(self, *_: object) -> None: ...
-
-    def do_GET(self) -> None:
-        self._whole(401 if self.server.mode == "401" else 200, {"data": []})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        self.server.keys.append(self.headers.get("Authorization", ""))
-        mode = self.server.mode
-        if mode.isdigit():
-            self._whole(int(mode), {"error": {"message": f"status {mode}"}})
-        elif mode == "new-field" and "max_tokens" in body:
-            self._whole(400, {"error": {"message": "use 'max_completion_tokens' instead"}})
-        elif mode == "page":
-            self._begin("text/html")
-            self.wfile.write(b"<html>hello</html>")
-        elif mode == "silent":
-            self.server.go_on.wait(_WAIT_S)
-        else:
-            self._stream(mode)
-
-    def _stream(self, mode: str) -> None:
-        self._begin("text/event-stream")
-        words = ["Hel", "lo", " th", "ere."]
-        try:
-            if mode == "endless":
-                while True:
-                    self._event({"choices": [{"delta": {"content": "la "}}]})
-            for word in words:
-                self._event({"choices": [{"delta": {"content": word}}]})
-                if mode == "garbage":
-                    self.wfile.write(b"data: {not json\n\n")
-                if mode == "stall":
-                    self.server.go_on.wait(_WAIT_S)
-                if mode == "breaks":
-                    self._event({"error": {"message": "out of memory"}})
-                    return
-            self._event({"choices": [{"delta": {}, "finish_reason": "length" if mode == "length" else "stop"}]})
-            self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 4}})
-            self.wfile.write(b": a comment\r\n\r\ndata: [DONE]\r\n\r\n")
-        except OSError:
-            self.server.hung_up.set()
-
-    def _event(self, event: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        self.wfile.flush()
-
-    def _begin(self, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
-
-    def _whole(self, status: int, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 @pytest.fixture
 def server() -> Iterator[StandIn]:
-    stand_in = StandIn()
-    thread = threading.Thread(target=stand_in.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield stand_in
-    stand_in.go_on.set()
-    stand_in.shutdown()
-    stand_in.server_close()
-    thread.join()
+    with standing_in() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
@@ -128,7 +36,7 @@ def thinker(server: StandIn) -> Iterator[OpenAIThinker]:
 def _ask(thinker: OpenAIThinker, *messages: Message, **options: Any) -> CollectingSink:
     sink = CollectingSink()
     thought = thinker.open().think(ThinkRequest(messages or (Message("user", "hi"),), **options), sink)
-    assert thought.wait_over(_WAIT_S)
+    assert thought.wait_over(WAIT_S)
     return sink
 
 
@@ -184,10 +92,10 @@ def test_cancel_closes_the_stream(server: StandIn, thinker: OpenAIThinker) -> No
 
     sink = Sink()
     thought = session.think(ThinkRequest((Message("user", "hi"),)), sink)
-    assert got.wait(_WAIT_S)
+    assert got.wait(WAIT_S)
     thought.cancel()
     count = len(sink.texts)
-    assert server.hung_up.wait(_WAIT_S)
+    assert server.hung_up.wait(WAIT_S)
     assert len(sink.texts) == count
     assert (sink.reason, sink.error, thought.cancelled) == (None, None, True)
 
@@ -200,7 +108,7 @@ def test_a_new_thought_cancels_the_last(server: StandIn, thinker: OpenAIThinker)
     sink = CollectingSink()
     second = session.think(ThinkRequest((Message("user", "two"),)), sink)
     assert first.cancelled
-    assert second.wait_over(_WAIT_S)
+    assert second.wait_over(WAIT_S)
     assert sink.text == "Hello there."
 
 

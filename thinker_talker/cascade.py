@@ -57,7 +57,7 @@ from duplex.agent import (
 from duplex.clock import Clock
 from duplex.config import validated
 from duplex.conversation import Item
-from duplex.errors import AgentFaultError, AgentFullError
+from duplex.errors import AgentFaultError, AgentFullError, ConfigError
 from duplex.frames import SAMPLE_RATE_HZ, Image, Samples
 from duplex.turn import Floor, User
 
@@ -72,7 +72,9 @@ from .lexicon import only_says_stop, words_of
 from .listener import Transcript
 from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
 from .prompt import prompt
+from .reply_request import request, wishes
 from .reply_work import ReplyWork
+from .thinking_places import ThinkingPlaces
 from .turn_options import TurnOptions
 
 _PRE_ROLL_WINDOWS = 12  # 384 ms kept from before speech was noticed, for the listener
@@ -94,8 +96,9 @@ class CascadeAgent:
 
     @property
     def info(self) -> AgentInfo:
-        takes_images = self._engines is not None and self._engines.thinker.takes_images
-        return AgentInfo("cascade", takes_images=takes_images, voices=voices_of(self.options))
+        thinker = None if self._engines is None else self._engines.thinker
+        sees, calls = (False, False) if thinker is None else (thinker.takes_images, thinker.calls_tools)
+        return AgentInfo("cascade", takes_images=sees, voices=voices_of(self.options), calls_tools=calls)
 
     async def start(self) -> None:
         if self._engines is None:
@@ -149,13 +152,14 @@ class CascadeSession:
         # for each request to a model, and a reply's length (max_reply_tokens).
         self._inbox: deque[AgentEvent | Window | Transcript | _Prosody | _Expected] = deque()
         self._predictor = TurnPredictor(self._turn_options(settings))
+        wishes(settings, options, engines.thinker)
         self._encouragement = Encouragement()
-        self._thinker = engines.thinker.open()
+        self._places = ThinkingPlaces(engines.thinker)
         self._stream = engines.listener.open(self._post)
         self._ear = engines.ear.open(self._take_window)
         self._ours = OurSide(Floor.LISTENING)
         self._latest_reply = ""  # the reply begun last ...
-        self._asks = False  # ... and whether it asks something, as far as it goes
+        self._saying = ""  # ... and its text, as far as it goes
         self._recent: deque[Samples] = deque(maxlen=_PRE_ROLL_WINDOWS)
         self._turn_audio: deque[Samples] = deque(maxlen=_PROSODY_WINDOWS)
         self._listening = False  # the current stretch goes to the listener
@@ -187,7 +191,7 @@ class CascadeSession:
     # --- the session's side ----------------------------------------------------------------------
 
     def step(self, heard: Heard) -> None:
-        self._ours = OurSide(heard.floor, heard.reply_left_s, self._asks)
+        self._ours = OurSide(heard.floor, heard.reply_left_s, self._saying)
         if self._awaiting is not None and heard.now_s - self._awaiting_since_s > self._options.listener_limit_s:
             self._do_without_words(self._awaiting)
         if heard.image is not None:
@@ -210,7 +214,7 @@ class CascadeSession:
                     self._judged(out)
                 case ReplyText(reply_id=reply_id, delta=delta) as text:
                     if reply_id == self._latest_reply:
-                        self._asks = delta.rstrip().endswith("?")
+                        self._saying += delta
                     out.append(text)
                     # The talker is busy with it now, and the thinker has a moment.
                     self._predictor.ask_expectation()
@@ -247,6 +251,7 @@ class CascadeSession:
                 talker = self._engines.talker(self._settings.voice)
                 speak_aside(AsideKind.DEAD_AIR, self._options.dead_air, talker, self._post)
             case Configure(settings=settings):
+                wishes(settings, self._options, self._engines.thinker)
                 self._predictor.options = self._turn_options(settings)
                 self._settings = settings
                 self._read_ahead("")
@@ -262,7 +267,7 @@ class CascadeSession:
         for work in self._works.values():
             work.cancel()
         self._works.clear()
-        self._thinker.close()
+        self._places.close()
         self._when_closed()
 
     # --- the workers' side -----------------------------------------------------------------------
@@ -282,7 +287,9 @@ class CascadeSession:
         self._pts = window.end_pts
         n_samples = len(window.samples_16k) * SAMPLE_RATE_HZ // 16_000
         pitch = pitch_hz(window.samples_16k) if self._predictor.voice else None
-        heard = HeardWindow(window.end_pts, n_samples, window.probability, window.level_dbfs, window.echo, pitch)
+        heard = HeardWindow(
+            window.end_pts, n_samples, window.probability, window.level_dbfs, window.echo, pitch, window.line_echoes
+        )
         self._predictor.window(heard, self._ours)
         if self._predictor.in_stretch and not self._listening:
             self._start_listening()
@@ -423,6 +430,8 @@ class CascadeSession:
         if self._waiting_reply is not None:
             waiting, self._waiting_reply = self._waiting_reply, None
             self._start(waiting, text)
+        for work in self._works.values():
+            work.release()
         self._begun = None
 
     def _forget(self) -> None:
@@ -457,20 +466,23 @@ class CascadeSession:
         if said is not None and (not said or only_says_stop(said)):  # nothing to answer, or no answer wanted
             self._post(ReplyEnd(command.reply_id))
             return
-        self._latest_reply, self._asks = command.reply_id, False
-        work = ReplyWork(command.reply_id, self._clock, self._post)
+        try:
+            wished = wishes(self._settings, self._options, self._engines.thinker, command)
+        except ConfigError as error:
+            self._post(ReplyEnd(command.reply_id, error))
+            return
+        if not wished.silent:
+            self._latest_reply, self._saying = command.reply_id, ""
+        work = ReplyWork(command.reply_id, self._clock, self._post, hold_calls=said is not None)
         self._works[command.reply_id] = work
-        talker = self._engines.talker(self._settings.voice)
+        talker = None if wished.silent else self._engines.talker(self._settings.voice)
         if command.say is not None:
             work.say(talker, command.say)
             return
         self._begun = None if said is None else command
-        request = th.ThinkRequest(
-            self._prompt(command.history, said, command.instructions),
-            max_tokens=self._options.max_reply_tokens,
-            temperature=self._options.temperature,
-        )
-        work.start(self._thinker, talker, request)
+        messages = self._prompt(command.history, said, command.instructions)
+        beside = wished.silent and said is None and not self._settings.silent
+        work.start(self._places.take(work, beside=beside), talker, request(wished, messages, self._options))
 
     def _prompt(
         self, history: Sequence[Item], said: str | None, instructions: str | None = None
@@ -482,4 +494,4 @@ class CascadeSession:
 
     def _read_ahead(self, said: str) -> None:
         """Lets the thinker read what the next prompt will begin with, while nobody waits for it."""
-        self._thinker.prefill(self._prompt(self._history, said or None))
+        self._places.main.prefill(self._prompt(self._history, said or None), self._settings.tools or ())

@@ -36,6 +36,7 @@ class CascadeOptions(Settings):
     context_tokens: int = Field(2048, ge=256)
     max_reply_tokens: int = Field(120, ge=1)
     temperature: float = Field(0.3, ge=0, le=2, description="at 0 a small model repeats its last answer")
+    voice_gain: bool = Field(False, description="the voice detector hears quiet lines louder: for telephones")
     listener_limit_s: float = Field(1.5, gt=0, description="a turn whose words are not there by then has none")
     images_per_prompt: int = Field(1, ge=0, le=8)
     tell_unheard: bool = Field(True, description="whether the thinker is told what a cut-off reply would have said")

@@ -83,7 +83,7 @@ def load_engines(options: CascadeOptions) -> Engines:
     loaders: list[Callable[[], Any]] = [
         lambda: _load_thinker(options, store),
         lambda: _load_listener(options, store),
-        lambda: _load_ear(store),
+        lambda: _load_ear(store, gain=options.voice_gain),
         lambda: _load_prosody(store),
         *(partial(_load_talker, voice, options, store) for voice in (options.voice, *options.more_voices)),
     ]
@@ -106,10 +106,10 @@ def voices_of(options: CascadeOptions) -> tuple[str, ...]:
     )
 
 
-def _load_ear(store: ModelStore) -> EarWorker:
+def _load_ear(store: ModelStore, *, gain: bool) -> EarWorker:
     model = SileroModel(store.path("silero-vad") / "silero_vad.onnx")
     model.warm_up()
-    return EarWorker(model)
+    return EarWorker(model, gain=gain)
 
 
 def _load_prosody(store: ModelStore) -> ProsodyWorker:

@@ -12,55 +12,44 @@ blocks its thread, streams JSON chunks into a callback, and stops when the callb
 * **Cancellation.** Text stops at once (see :class:`Thought`). The engine notices at the next token
   (~10 ms), or while it still reads the prompt, at the next batch: the batch is kept small
   (``_BATCH_TOKENS``) and progress reports are asked for, so that there is a callback per batch.
-* **No port.** The library always starts an HTTP server as well. It is bound to a UNIX socket in a
-  private directory, locked with a random key, and the socket's name is removed right after start:
-  nothing can connect, and no TCP port exists.
-* **Closing.** The library's stop is lost if it comes before its loop has begun to turn, and its
-  destructor then waits for ever with the GIL held. So loading ends with a request of no tokens, whose
-  answer shows that the loop turns.
-* **Signals.** The library takes over SIGINT and SIGTERM when it loads; we put back what was there.
+
+How the core is started, and kept to itself, is in :mod:`.llama_server`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
-import secrets
-import signal
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from duplex.agent import Tool
 from duplex.errors import (
     AgentFaultError,
     AgentFullError,
     ConfigError,
-    MissingDependencyError,
-    WeightsCorruptError,
     WeightsMissingError,
 )
 
+from . import tool_small as small
 from .expectation import LlamaEndExpectation
+from .llama_place import Place, RefusedError, TooLongError, as_sent
+from .llama_server import start_server
+from .llama_tools import SmallReply, knows_tools
 from .thinker import (
     CollectingSink,
     Message,
     ThinkRequest,
     ThinkSink,
     Thought,
-    Usage,
     estimate_tokens,
     fit_messages,
 )
 
-_BATCH_TOKENS = 32  # the prompt is read this many at a time; as fast as 512 on two cores
 _CONTROL_STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<|eot_id|>")
-_CONTROL_IN_TEXT = re.compile(r"<\|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +80,12 @@ class LlamaThinker:
     ``model_path``: the GGUF file. ``sessions``: places, each with ``context_tokens`` of memory
     (23 kB a token for SmolLM2-135M). ``threads``: CPU threads that compute,
     by default ``default_threads()``. ``examples``: turns shown
-    to the model before the conversation; pass ``()`` for a model that needs no showing.
+    to the model before the conversation; pass ``()`` for a model that needs no showing. ``native_tools``: whether its
+    own way of calling tools is used, by default if its template has one. ``template``: instead of the file's own.
     """
 
     takes_images = False
+    calls_tools = True
 
     def __init__(
         self,
@@ -105,6 +96,8 @@ class LlamaThinker:
         threads: int | None = None,
         sampling: Sampling | None = None,
         examples: Sequence[Message] | None = None,
+        native_tools: bool | None = None,
+        template: str | None = None,
     ) -> None:
         threads = default_threads() if threads is None else threads
         if sessions < 1 or context_tokens < 256 or threads < 1:
@@ -118,13 +111,15 @@ class LlamaThinker:
         self.context_tokens = context_tokens
         self.sampling = sampling or Sampling()
         self.examples = DEFAULT_EXAMPLES if examples is None else tuple(examples)
+        self.native_tools = knows_tools(model_path) if native_tools is None else native_tools
         # One place more than there are sessions: for questions that belong to no conversation.
-        self._server: Any = _start_server(model_path, sessions + 1, context_tokens, threads)
+        self._server: Any = start_server(model_path, sessions + 1, context_tokens, threads, template)
         self._server.handle_chat_completions(self._body(0, ThinkRequest((Message("user", "."),), 0)), lambda _: False)
         self._lock = threading.Lock()
+        self._sessions = sessions
         self._free_slots = list(range(sessions))
         self._expectation: LlamaEndExpectation | None = LlamaEndExpectation(self._server, slot=sessions)
-        self._open: dict[int, LlamaSession] = {}
+        self._open: set[LlamaSession] = set()
         self._closed = False
 
     @property
@@ -136,10 +131,20 @@ class LlamaThinker:
             if self._closed:
                 raise AgentFaultError("The thinker is closed.")
             if not self._free_slots:
-                raise AgentFullError(f"All {len(self._open)} places of the thinker are taken.")
-            slot = self._free_slots.pop(0)
-            session = self._open[slot] = LlamaSession(self, slot)
-            return session
+                raise AgentFullError(f"All {self._sessions} places of the thinker are taken.")
+            return self._opened(self._free_slots.pop(0))
+
+    def open_beside(self) -> LlamaSession:
+        """On the slot for questions that belong to no conversation; llama.cpp lets one wait for the other."""
+        with self._lock:
+            if self._closed:
+                raise AgentFaultError("The thinker is closed.")
+            return self._opened(self._sessions)
+
+    def _opened(self, slot: int) -> LlamaSession:
+        session = LlamaSession(self, slot)
+        self._open.add(session)
+        return session
 
     def warm_up(self) -> None:
         with contextlib.closing(self.open()) as session:
@@ -152,7 +157,7 @@ class LlamaThinker:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            sessions = list(self._open.values())
+            sessions = list(self._open)
         for session in sessions:
             session.close()
             session.join()
@@ -161,39 +166,44 @@ class LlamaThinker:
             self._expectation = None
         self._server = None
 
-    def _give_back(self, slot: int) -> None:
+    def _give_back(self, session: LlamaSession, slot: int) -> None:
         with self._lock:
-            if self._open.pop(slot, None) is not None:
+            if session in self._open and slot < self._sessions:
                 self._free_slots.append(slot)  # to the back: the longest idle slot is the least useful
+            self._open.discard(session)
 
     # -- called on session threads ---------------------------------------------------------------
 
     def _run(self, slot: int, request: ThinkRequest, thought: Thought) -> None:
         """One request, to its end. Blocks the session's thread."""
-        shown = sum(map(estimate_tokens, self.examples))
-        budget = self.context_tokens - request.max_tokens - shown - 32
+        uses_tools = bool(request.tools) or any(m.role == "tool" for m in request.messages)
+        longest = min(request.max_tokens, self.context_tokens // 2)
+        shown = sum(map(estimate_tokens, self.examples)) + small.estimate_shown(request.tools)
+        budget = self.context_tokens - longest - shown - 32
         for _ in range(3):
-            messages = self._with_examples(fit_messages(request.messages, budget))
-            outcome = _Outcome(thought)
-            self._server.handle_chat_completions(self._body(slot, replace(request, messages=messages)), outcome.take)
-            if not outcome.too_long:
-                break
-            budget = budget * 3 // 5  # the estimate was low (not English, say): ask for less history
-        if outcome.error or outcome.too_long:
-            thought.fail(AgentFaultError(f"The language model refused the request: {outcome.error}"))
-        elif thought.live:
-            thought.done("length" if outcome.reason == "length" else "stop", outcome.usage)
-
-    def _with_examples(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The examples go between the system prompt and the conversation."""
-        at = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-        return (*messages[:at], *self.examples, *messages[at:])
+            messages = fit_messages(request.messages, budget)
+            fitted = replace(request, messages=messages, max_tokens=longest)
+            place = Place(self, slot, fitted, thought)
+            try:
+                if uses_tools and self.native_tools:
+                    place.reply_natively()
+                elif uses_tools and request.max_tokens:
+                    SmallReply(place, fitted, messages, self.examples, thought).make()
+                else:
+                    shown_messages = small.shown(messages, request.tools, self.examples)
+                    reason, usage = place.tell(shown_messages)
+                    thought.done("length" if reason == "length" else "stop", usage)
+                return
+            except TooLongError as error:
+                problem = error
+                budget = budget * 3 // 5  # the estimate was low (not English, say): ask for less history
+        raise problem
 
     def _body(self, slot: int, request: ThinkRequest) -> dict[str, Any]:
         draw = self.sampling
         temperature = draw.temperature if request.temperature is None else request.temperature
         return {
-            "messages": [{"role": m.role, "content": _plain(m.text)} for m in request.messages],
+            "messages": [as_sent(m) for m in request.messages],
             "max_tokens": request.max_tokens,
             "temperature": temperature,
             "top_p": draw.top_p,
@@ -243,9 +253,10 @@ class LlamaSession:
             self._submit(job)
         return job.thought
 
-    def prefill(self, messages: Sequence[Message]) -> None:
+    def prefill(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> None:
         # max_tokens=0 reads the prompt and writes nothing; its thought has nobody listening.
-        self._submit(_Job(ThinkRequest(tuple(messages), max_tokens=0), Thought(CollectingSink()), is_reply=False))
+        request = ThinkRequest(tuple(messages), max_tokens=0, tools=tools)
+        self._submit(_Job(request, Thought(CollectingSink()), is_reply=False))
 
     def close(self) -> None:
         with self._wakeup:
@@ -290,11 +301,13 @@ class LlamaSession:
                     continue
                 try:
                     self._engine._run(self._slot, job.request, job.thought)
+                except RefusedError as error:
+                    job.thought.fail(AgentFaultError(f"The language model refused the request: {error}"))
                 except Exception as error:  # whatever the library raises is this reply's fault only
                     job.thought.fail(AgentFaultError(f"The language model failed: {error}"))
         finally:
             # Only now is the slot truly idle, and may be another conversation's.
-            self._engine._give_back(self._slot)
+            self._engine._give_back(self, self._slot)
 
 
 @dataclass(slots=True)
@@ -302,86 +315,6 @@ class _Job:
     request: ThinkRequest
     thought: Thought
     is_reply: bool
-
-
-class _Outcome:
-    """Collects the chunks of one request."""
-
-    def __init__(self, thought: Thought) -> None:
-        self._thought = thought
-        self.reason = ""
-        self.usage = Usage()
-        self.error = ""
-        self.too_long = False
-
-    def take(self, chunk: Any) -> bool:
-        """The library's callback. True stops the generation."""
-        if "choices" not in chunk:
-            problem = chunk.get("error", chunk)
-            self.error = str(problem.get("message", problem))
-            self.too_long = problem.get("type") == "exceed_context_size_error"
-            return True
-        for choice in chunk["choices"]:
-            self._thought.text(choice.get("delta", {}).get("content") or "")
-            self.reason = choice.get("finish_reason") or self.reason
-        timings = chunk.get("timings")
-        if timings:
-            cached = int(timings.get("cache_n", 0))
-            self.usage = Usage(cached + int(timings["prompt_n"]), cached, int(timings["predicted_n"]))
-        return not self._thought.live
-
-
-def _plain(text: str) -> str:
-    """Text that cannot be read as a control token: what a person types must not end their own turn."""
-    return _CONTROL_IN_TEXT.sub("< |", text)
-
-
-def _start_server(model_path: Path, sessions: int, context_tokens: int, threads: int) -> Any:
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise MissingDependencyError("xllamacpp", "local") from error
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model_path)
-    params.verbosity = 0
-    params.n_parallel = sessions
-    params.n_ctx = sessions * context_tokens
-    params.n_batch = params.n_ubatch = _BATCH_TOKENS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.ctx_shift = False  # the history is bounded by us, at message borders
-    params.cache_ram_mib = 0  # no second cache in RAM: it may grow to gigabytes
-    params.n_ctx_checkpoints = 0
-    params.n_threads_http = 1
-    params.ui = params.endpoint_slots = False
-    params.api_keys = [secrets.token_urlsafe(32)]
-    with tempfile.TemporaryDirectory(prefix="duplex-") as private, _signals_kept():
-        if sys.platform != "win32":
-            params.hostnames = [f"{private}/closed.sock"]
-        try:
-            return xllamacpp.Server(params)
-        except RuntimeError as error:
-            raise WeightsCorruptError(
-                f"{model_path} could not be loaded as a GGUF model. Run: duplex models verify, then duplex models pull"
-            ) from error
-    # Leaving the block removed the socket's name, and with it the only way in.
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put the C-level handlers of SIGINT and SIGTERM back afterwards. Works on any thread, which
-    ``signal.signal`` does not."""
-    if sys.platform == "win32":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    kept = [(number, ctypes.create_string_buffer(512)) for number in (signal.SIGINT, signal.SIGTERM)]
-    for number, buffer in kept:
-        libc.sigaction(number, None, buffer)
-    try:
-        yield
-    finally:
-        for number, buffer in kept:
-            libc.sigaction(number, buffer, None)
 
 
 # Some of about 50 combinations tried with SmolLM2-135M-Instruct Q4_1, on 15 everyday questions (a keyword each;

@@ -8,7 +8,6 @@ key comes from an argument or from ``OPENAI_API_KEY`` and appears in no message,
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -20,9 +19,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from duplex.agent import Tool
 from duplex.errors import AgentFaultError, AgentFullError, ConfigError, ThinkerUnavailableError
 
-from .thinker import FinishReason, Message, ThinkRequest, ThinkSink, Thought, Usage
+from .openai_answer import Answer, WrittenCallError
+from .openai_wire import chat_body, error_message
+from .thinker import Message, ThinkRequest, ThinkSink, Thought
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _PREFIX = "openai:"
@@ -89,10 +91,12 @@ class OpenAIThinker:
     ) -> None:
         self.spec = parse_spec(spec) if isinstance(spec, str) else spec
         self.takes_images = takes_images
+        self.calls_tools = True  # whether its model can shows when it is asked
         self.expectation = None  # endpoints answer in whole messages; they cannot be asked for the next token
         self._timeouts = timeouts or EndpointTimeouts()
         self._places = sessions
         self._open: set[OpenAISession] = set()
+        self._beside: set[OpenAISession] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._limit_field = "max_tokens"
@@ -110,13 +114,22 @@ class OpenAIThinker:
         self._thread.start()
 
     def open(self) -> OpenAISession:
+        return self._opened(bounded=True)
+
+    def open_beside(self) -> OpenAISession:
+        return self._opened(bounded=False)
+
+    def _opened(self, *, bounded: bool) -> OpenAISession:
         with self._lock:
             if self._closed:
                 raise AgentFaultError("The thinker is closed.")
-            if len(self._open) >= self._places:
+            if bounded and len(self._open) >= self._places:
                 raise AgentFullError(f"All {self._places} places of the thinker are taken.")
             session = OpenAISession(self)
-            self._open.add(session)
+            if bounded:
+                self._open.add(session)
+            else:
+                self._beside.add(session)
             return session
 
     def warm_up(self) -> None:
@@ -129,7 +142,7 @@ class OpenAIThinker:
             if self._closed:
                 return
             self._closed = True
-            sessions = list(self._open)
+            sessions = [*self._open, *self._beside]
         for session in sessions:
             session.close()
         asyncio.run_coroutine_threadsafe(self._wind_down(), self._loop).result()
@@ -167,10 +180,15 @@ class OpenAIThinker:
         thought.set_cancel_hook(lambda: self._loop.call_soon_threadsafe(run.interrupt))
 
     async def _reply(self, request: ThinkRequest, thought: Thought, run: _Run) -> None:
+        answer = Answer(request, thought)
         try:
-            for _ in range(2):
-                if not thought.live or await self._attempt(request, thought, run):
+            for _ in range(3):
+                if not thought.live or await self._attempt(answer, run):
                     return
+            raise ThinkerUnavailableError(
+                f"{self.spec.base_url} was told that its call cannot be made, and called again. Use a model that "
+                f"calls tools ({self.spec.model!r} may not)."
+            )
         except ThinkerUnavailableError as error:
             thought.fail(error)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -178,16 +196,15 @@ class OpenAIThinker:
         except Exception as error:  # a server can send anything; it must end as this reply's error
             thought.fail(self._nonsense(repr(error)))
 
-    async def _attempt(self, request: ThinkRequest, thought: Thought, run: _Run) -> bool:
-        """False to try once more, with the other name of the token limit."""
+    async def _attempt(self, answer: Answer, run: _Run) -> bool:
+        """False to try once more: with the other name of the token limit, or after a call that could not be made."""
         waits = self._timeouts
-        usage, reason, spoke = Usage(), "", False
         try:
             async with (
                 asyncio.timeout(waits.first_token_s) as deadline,
                 run.interruptible(deadline),
                 self._client.stream(
-                    "POST", f"{self.spec.base_url}/chat/completions", json=self._body(request)
+                    "POST", f"{self.spec.base_url}/chat/completions", json=self._body(answer.request)
                 ) as response,
             ):
                 try:
@@ -195,31 +212,49 @@ class OpenAIThinker:
                         body = (await _read_some(response)).decode("utf-8", "replace")
                         if self._wants_other_field(response.status_code, body):
                             return False
-                        raise self._refused(response.status_code, body)
+                        raise self._refused(response.status_code, body, answer.request)
                     async for event in self._events(response):
-                        for choice in event.get("choices") or []:
-                            delta = (choice.get("delta") or {}).get("content") or ""
-                            if delta:
-                                spoke = True
-                                deadline.reschedule(asyncio.get_running_loop().time() + waits.stall_s)
-                                if not thought.text(delta):
-                                    return True
-                            reason = choice.get("finish_reason") or reason
-                        usage = _usage(event.get("usage")) or usage
+                        if answer.take(event):
+                            deadline.reschedule(asyncio.get_running_loop().time() + waits.stall_s)
+                        if not answer.thought.live:
+                            return True
                 finally:
                     run.settle()
         except TimeoutError as error:
-            mute_s = waits.stall_s if spoke else waits.first_token_s
-            what = f"stopped for {mute_s:g} s in mid-reply" if spoke else f"said nothing for {mute_s:g} s"
+            mute_s = waits.stall_s if answer.began else waits.first_token_s
+            what = f"stopped for {mute_s:g} s in mid-reply" if answer.began else f"said nothing for {mute_s:g} s"
             raise ThinkerUnavailableError(
                 f"{self.spec.base_url} {what}. It may be loading {self.spec.model!r} or be overloaded: "
                 "try again, or raise the thinker's timeout."
             ) from error
-        if not reason and not spoke:
+        except WrittenCallError as error:
+            raise ThinkerUnavailableError(
+                f"{self.spec.base_url} wrote its tool call into the text instead of making it. Have it parse the "
+                "calls (llama-server: --jinja; vLLM: --enable-auto-tool-choice --tool-call-parser …), or use a model "
+                "that it knows to call tools."
+            ) from error
+        if not answer.reason and not answer.began:
             raise self._nonsense("an empty stream")
-        finish: FinishReason = "length" if reason == "length" else "stop"
-        thought.done(finish, usage)
+        return self._finish(answer)
+
+    def _finish(self, answer: Answer) -> bool:
+        """The stream has ended. False if the model is to be told that its call could not be made."""
+        answer.close()
+        if answer.reason == "length":
+            answer.thought.done("length", answer.usage)
+        elif answer.told_wrong():
+            return False
+        elif answer.request.tool_choice.mode == "required" and not answer.called and answer.request.tools:
+            raise ThinkerUnavailableError(
+                f"{self.spec.base_url} was to call a tool and answered in words. Use a server that follows "
+                f"tool_choice, and a model that calls tools ({self.spec.model!r} may not)."
+            )
+        else:
+            answer.thought.done("calls" if answer.called else "stop", answer.usage)
         return True
+
+    def _body(self, request: ThinkRequest) -> dict[str, Any]:
+        return chat_body(request, self.spec.model, limit_field=self._limit_field, takes_images=self.takes_images)
 
     def _wants_other_field(self, status: int, body: str) -> bool:
         if status != 400 or "max_completion_tokens" not in body or self._limit_field != "max_tokens":
@@ -244,33 +279,8 @@ class OpenAIThinker:
             if not isinstance(event, dict):
                 raise self._nonsense(data[:80])
             if event.get("error"):
-                raise ThinkerUnavailableError(f"{self.spec.base_url} broke off: {_message(data)}")
+                raise ThinkerUnavailableError(f"{self.spec.base_url} broke off: {error_message(data)}")
             yield event
-
-    def _body(self, request: ThinkRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.spec.model,
-            "messages": [self._message(m) for m in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            self._limit_field: request.max_tokens,
-        }
-        if request.temperature is not None:
-            body["temperature"] = request.temperature
-        if request.seed is not None:
-            body["seed"] = request.seed
-        if request.stop:
-            body["stop"] = list(request.stop)
-        return body
-
-    def _message(self, message: Message) -> dict[str, Any]:
-        if not (message.images and self.takes_images):
-            return {"role": message.role, "content": message.text}
-        parts: list[dict[str, Any]] = [{"type": "text", "text": message.text}] if message.text else []
-        for image in message.images:
-            url = "data:image/jpeg;base64," + base64.b64encode(image.jpeg).decode("ascii")
-            parts.append({"type": "image_url", "image_url": {"url": url}})
-        return {"role": message.role, "content": parts}
 
     # -- errors: what happened, and what to do ---------------------------------------------------------
 
@@ -286,7 +296,7 @@ class OpenAIThinker:
             "given as --thinker."
         )
 
-    def _refused(self, status: int, body: str) -> ThinkerUnavailableError:
+    def _refused(self, status: int, body: str, request: ThinkRequest | None = None) -> ThinkerUnavailableError:
         advice = {
             401: f"Set {KEY_VARIABLE} to a key that it accepts.",
             403: f"Set {KEY_VARIABLE} to a key that may use {self.spec.model!r}.",
@@ -294,7 +304,11 @@ class OpenAIThinker:
             "'/chat/completions' would follow (usually in /v1).",
             429: "It is over its rate limit or quota: wait, or use another endpoint.",
         }.get(status, "See the endpoint's own log.")
-        return ThinkerUnavailableError(f"{self.spec.base_url} refused with HTTP {status}: {_message(body)} {advice}")
+        if status in (400, 404, 422, 500, 501) and request is not None and request.tools and "tool" in body.lower():
+            advice = "Declare no tools, or serve a model that calls tools with what its server needs for them."
+        return ThinkerUnavailableError(
+            f"{self.spec.base_url} refused with HTTP {status}: {error_message(body)} {advice}"
+        )
 
     def _nonsense(self, seen: str) -> ThinkerUnavailableError:
         return ThinkerUnavailableError(
@@ -326,7 +340,7 @@ class OpenAISession:
             before.cancel()
         return thought
 
-    def prefill(self, messages: Sequence[Message]) -> None:
+    def prefill(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> None:
         """Nothing: the protocol has no way to ask for it, and a hidden request would be billed."""
 
     def close(self) -> None:
@@ -337,6 +351,7 @@ class OpenAISession:
             now.cancel()
         with self._engine._lock:
             self._engine._open.discard(self)
+            self._engine._beside.discard(self)
 
 
 class _Run:
@@ -394,25 +409,3 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
             raise ValueError(f"a line longer than {_LONGEST_LINE} characters")
     if rest:
         yield rest
-
-
-def _usage(reported: Any) -> Usage | None:
-    if not isinstance(reported, dict):
-        return None
-    details = reported.get("prompt_tokens_details") or {}
-    return Usage(
-        int(reported.get("prompt_tokens") or 0),
-        int(details.get("cached_tokens") or 0),
-        int(reported.get("completion_tokens") or 0),
-    )
-
-
-def _message(body: str) -> str:
-    """What an error body says, in at most 200 characters."""
-    try:
-        error = json.loads(body).get("error", body)
-        text = error.get("message", body) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        text = body
-    text = " ".join(str(text).split())[:200].rstrip(".")
-    return f"{text}." if text else "no reason given."

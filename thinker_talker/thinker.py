@@ -18,25 +18,43 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from duplex.agent import Tool, ToolChoice
 from duplex.errors import DuplexError
 from duplex.frames import Image
 
 from .expectation import EndExpectation
 
-Role = Literal["system", "user", "assistant"]
-# "stop": the model ended its reply; "length": max_tokens cut it; "empty": it ended without a word.
-FinishReason = Literal["stop", "length", "empty"]
+Role = Literal["system", "user", "assistant", "tool"]
+# "stop": the model ended its reply; "calls": it ended with tool calls; "length": max_tokens cut it;
+# "empty": it ended without a word and without a call.
+FinishReason = Literal["stop", "calls", "length", "empty"]
 
 DEFAULT_MAX_TOKENS = 120
+AS_IT_LIKES = ToolChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool that was asked for. ``arguments``: a JSON object, as text."""
+
+    call_id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of the conversation."""
+    """One turn of the conversation.
+
+    ``calls``: the tools an assistant's message asks for, besides its ``text``. A message of the role "tool" is the
+    answer to the call ``call_id``, which stands before it.
+    """
 
     role: Role
     text: str
     images: tuple[Image, ...] = ()
+    calls: tuple[Call, ...] = ()
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +62,7 @@ class ThinkRequest:
     """What to answer, and how.
 
     ``temperature`` and ``seed`` of None leave the engine's own default. ``stop`` strings end the reply
-    and are not part of it.
+    and are not part of it. ``tools``: what the reply may ask for, checked before (:mod:`.tool_schema`).
     """
 
     messages: tuple[Message, ...]
@@ -52,6 +70,16 @@ class ThinkRequest:
     temperature: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AS_IT_LIKES
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that this reply may call: one if it must be that one, none if it must not."""
+        if self.tool_choice.mode == "none":
+            return ()
+        named = self.tool_choice.name
+        return tuple(t for t in self.tools if named is None or t.name == named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +92,21 @@ class Usage:
 
 
 class ThinkSink(Protocol):
-    """Receives one reply, on the engine's thread: any number of texts, then one done or one error."""
+    """Receives one reply, on the engine's thread: any number of texts and calls, then one done or one error.
+
+    A call begins, gets its arguments in pieces and ends, before the next one begins. One that does not end was given
+    up: the text that follows, or the error, says why.
+    """
 
     def on_text(self, delta: str) -> None: ...
+
+    def on_call_began(self, call_id: str, name: str) -> None: ...
+
+    def on_call_arguments(self, call_id: str, delta: str) -> None: ...
+
+    def on_call_end(self, call_id: str, arguments: str) -> None:
+        """``arguments``: all of them, a JSON object that has what the tool's schema requires."""
+        ...
 
     def on_done(self, reason: FinishReason, usage: Usage) -> None: ...
 
@@ -130,8 +170,27 @@ class Thought:
                 self._sink.on_text(delta)
             return self._live
 
+    def call_began(self, call_id: str, name: str) -> bool:
+        with self._lock:
+            if self._live:
+                self._sink.on_call_began(call_id, name)
+            return self._live
+
+    def call_arguments(self, call_id: str, delta: str) -> bool:
+        with self._lock:
+            if self._live and delta:
+                self._sink.on_call_arguments(call_id, delta)
+            return self._live
+
+    def call_end(self, call_id: str, arguments: str) -> bool:
+        with self._lock:
+            if self._live:
+                self._spoke = True
+                self._sink.on_call_end(call_id, arguments)
+            return self._live
+
     def done(self, reason: FinishReason, usage: Usage) -> None:
-        """The reply is complete. A reply without a visible character is reported as "empty"."""
+        """The reply is complete. A reply without a visible character or a call is reported as "empty"."""
         with self._lock:
             if not self._live:
                 return
@@ -155,10 +214,10 @@ class ThinkerSession(Protocol):
         """Start a reply. Errors arrive at the sink, never from here."""
         ...
 
-    def prefill(self, messages: Sequence[Message]) -> None:
+    def prefill(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> None:
         """Warm the prompt cache with what is known so far (system prompt, history, the user's words
         up to now), so that ``think`` only reads what was added. Best effort; never disturbs a
-        thought; a later prefill replaces an unfinished one."""
+        thought; a later prefill replaces an unfinished one. ``tools``: those of the next request."""
         ...
 
     def close(self) -> None:
@@ -173,12 +232,19 @@ class Thinker(Protocol):
     def takes_images(self) -> bool: ...
 
     @property
+    def calls_tools(self) -> bool: ...
+
+    @property
     def expectation(self) -> EndExpectation | None:
         """Whether a sentence is over, asked of the same model; None if it cannot be asked that."""
         ...
 
     def open(self) -> ThinkerSession:
         """A place for one more conversation, or AgentFullError."""
+        ...
+
+    def open_beside(self) -> ThinkerSession:
+        """A place for replies beside somebody's conversation. It is shared: slower, and never full."""
         ...
 
     def warm_up(self) -> None:
@@ -195,6 +261,8 @@ class CollectingSink:
     """A sink that keeps everything; for scripts, tests and benchmarks."""
 
     texts: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)  # those that ended
+    pieces: list[tuple[str, str]] = field(default_factory=list)  # (call_id, name or piece of the arguments)
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     error: DuplexError | None = None
@@ -206,6 +274,16 @@ class CollectingSink:
     def on_text(self, delta: str) -> None:
         self.texts.append(delta)
 
+    def on_call_began(self, call_id: str, name: str) -> None:
+        self.pieces.append((call_id, name))
+
+    def on_call_arguments(self, call_id: str, delta: str) -> None:
+        self.pieces.append((call_id, delta))
+
+    def on_call_end(self, call_id: str, arguments: str) -> None:
+        name = next(name for known, name in self.pieces if known == call_id)
+        self.calls.append(Call(call_id, name, arguments))
+
     def on_done(self, reason: FinishReason, usage: Usage) -> None:
         self.reason, self.usage = reason, usage
 
@@ -216,7 +294,8 @@ class CollectingSink:
 def estimate_tokens(message: Message) -> int:
     """A token count that errs high for European languages: a token per 3 UTF-8 bytes plus the
     template's 6 around each message (SmolLM2 averages 4.3 bytes a token on English)."""
-    return 6 + (len(message.text.encode()) + 2) // 3
+    calls = sum(len(call.name) + len(call.arguments.encode()) + 24 for call in message.calls)
+    return 6 + (len(message.text.encode()) + calls + 2) // 3
 
 
 def fit_messages(
@@ -230,15 +309,19 @@ def fit_messages(
 
     Turns are dropped ``bite`` at a time. Dropping one pair per turn would change the start of the
     prompt every turn and throw the prompt cache away every turn; this way it happens once in
-    ``bite // 2`` exchanges. The last message always stays, and a kept history starts with a user turn.
+    ``bite // 2`` exchanges. The last message always stays (a tool's answer with its question), and a kept history
+    starts with a user turn.
     """
     system = [m for m in messages if m.role == "system"]
     turns = [m for m in messages if m.role != "system"]
     left = budget_tokens - sum(count(m) for m in system)
+    last = len(turns) - 1
+    if turns and turns[last].role == "tool":
+        last = max((i for i, m in enumerate(turns) if m.role == "user"), default=0)
     dropped = 0
-    while dropped < len(turns) - 1 and sum(count(m) for m in turns[dropped:]) > left:
-        dropped = min(dropped + bite, len(turns) - 1)
+    while dropped < last and sum(count(m) for m in turns[dropped:]) > left:
+        dropped = min(dropped + bite, last)
     if dropped:
-        while dropped < len(turns) - 1 and turns[dropped].role != "user":
+        while dropped < last and turns[dropped].role != "user":
             dropped += 1
     return (*system, *turns[dropped:])
