@@ -267,7 +267,7 @@ def test_a_line_behind_an_echo_canceller_is_still_the_doors() -> None:
             make_canceller=Nothing,
         ) as hub:
             session = hub.open(line, AgentSettings())
-            assert isinstance(session._line._line, EchoCancelledLine)  # type: ignore[attr-defined]
+            assert isinstance(session._line.inner, EchoCancelledLine)  # type: ignore[attr-defined]
             await clock.sleep_until(clock.now() + 5)
         return line
 
