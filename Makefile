@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install models serve test lint typecheck unit bench bench-gpu browser clean docs
+.PHONY: install models serve test lint typecheck unit fuzz bench bench-gpu browser clean docs
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,20 @@ models: install
 serve: models
 	$(BIN)/duplex serve
 
+# npm fetches the official JavaScript client, which a test drives in the browser.
+npm:
+	@command -v npm >/dev/null || \
+	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
+	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends npm >/dev/null; } || \
+	  { echo "Install npm to run the test of the JavaScript client."; exit 1; }
+
+# coturn for the tests of calls through a relay.
+turnserver:
+	@command -v turnserver >/dev/null || \
+	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
+	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends coturn >/dev/null; } || \
+	  { echo "Install coturn to run the tests of calls through a relay."; exit 1; }
+
 # Chromium and espeak-ng for the tests that drive a real browser.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
@@ -32,7 +46,7 @@ browser:
 	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  { echo "Install Chromium (package 'chromium' on Debian and Ubuntu) to run the browser tests."; exit 1; }
 
-test: $(VENV)/.installed-dev models browser lint typecheck unit
+test: $(VENV)/.installed-dev models browser npm turnserver lint typecheck unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -47,6 +61,12 @@ typecheck: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Longer than the tests do, each target for so many seconds: make fuzz SECONDS=600 TARGET=events,sdp (docs/fuzzing.md)
+SECONDS ?= 60
+TARGET  ?= all
+fuzz: $(VENV)/.installed-dev
+	cd tests && $(abspath $(BIN))/python -m fuzz --seconds $(SECONDS) --target $(TARGET)
 
 bench: models
 	$(BIN)/duplex bench voice

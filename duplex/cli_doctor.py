@@ -1,5 +1,7 @@
 """``duplex doctor``: what is here, what is missing, the line to run for it, and whether the machine keeps up.
 
+``duplex doctor --url`` looks at a running server instead: :mod:`duplex.cli_doctor_server`.
+
 The exit status is 0 when a default ``duplex serve`` would work, else 1. A slow machine is told so and is not an
 error: the same machine may be fast when it is less busy. Part of the composition root.
 """
@@ -17,14 +19,15 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from duplex import registry
+from duplex.cli_doctor_report import Finding, State, print_finding
 from duplex.cli_doctor_speed import Outcome, judge, measure
 from duplex.cli_models import megabytes, short_path
 from duplex.config import AgentConfig, ServerConfig
@@ -42,19 +45,6 @@ RUNS_ON = {  # which library a model needs
 }
 MIN_FREE_BYTES = 1_500_000_000  # what one default server is allowed to use
 
-State = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ``mend``: the command, or the sentence, that changes a ``warn`` or ``fail``."""
-
-    section: str
-    name: str
-    state: State
-    text: str
-    mend: str = ""
-
 
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor`` to the ``duplex`` command."""
@@ -62,15 +52,22 @@ def add_parser(subparsers: Any) -> None:
         "doctor",
         help="what is installed, what is missing, does the machine keep up",
         description="Looks at this machine and says what to run for each thing that is missing. "
-        "Exit status 0: a default 'duplex serve' would work.",
+        "Exit status 0: a default 'duplex serve' would work. With --url: whether callers reach a running server from "
+        "here, and what to do where they do not.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the report")
     parser.add_argument("--quick", action="store_true", help="do not run the models")
+    parser.add_argument("--url", help="look at a running server instead, from here: http://host:8998")
+    parser.add_argument("--key", help="with --url: a key of that server; DUPLEX_API_KEY is seen by fewer")
     parser.add_argument("--port", type=int, default=ServerConfig().port, help="port to look at (%(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.url is not None:
+        from duplex.cli_doctor_server import run_for_server
+
+        return run_for_server(args.url, args.key, as_json=args.json)
     store = ModelStore()
     console = Console(stderr=args.json)
     findings: list[Finding] = []
@@ -78,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     def section(found: Iterable[Finding]) -> None:
         for finding in found:
             if not args.json:
-                _print(console, finding, heading=not any(f.section == finding.section for f in findings))
+                print_finding(console, finding, heading=not any(f.section == finding.section for f in findings))
             findings.append(finding)
 
     section(check_machine())
@@ -281,20 +278,6 @@ def _one_line(error: BaseException) -> str:
 
 
 # -- the report ---------------------------------------------------------------------------------------------
-
-_SIGNS: dict[State, tuple[str, str]] = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
-
-
-def _print(console: Console, finding: Finding, *, heading: bool) -> None:
-    if heading:
-        console.print(Text(f"\n{finding.section.capitalize()}", style="bold"))
-    sign, style = _SIGNS[finding.state]
-    line = Text("  ")
-    line.append(sign, style=style)
-    line.append(f" {finding.name:<18} {finding.text}")
-    if finding.mend:
-        line.append(f"\n    {'':<18} → {finding.mend}", style=style)
-    console.print(line, soft_wrap=True)
 
 
 def _summary(console: Console, findings: Sequence[Finding], ready: bool) -> None:

@@ -82,6 +82,7 @@ class Metrics:
         self.jitter_depth_s = Gauge("duplex_jitter_depth_seconds", "Jitter buffer depth, latest call", registry=r)
         self.packets_lost = Counter("duplex_packets_lost", "Heard packets that never came", registry=r)
         self.packets_late = Counter("duplex_packets_late", "Heard packets that came too late to be used", registry=r)
+        self.lines_lost = Counter("duplex_lines_lost", "Times a far end was out of reach", registry=r)
         self.images = Counter("duplex_images", "Camera frames, by fate", ["fate"], registry=r)
         self.loop_lag_s = Histogram(
             "duplex_loop_lag_seconds", "How late the event loop wakes a sleeper", buckets=_LAG_BUCKETS_S, registry=r

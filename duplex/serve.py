@@ -22,9 +22,11 @@ from rich.console import Console
 from duplex.bots import Bots
 from duplex.clock import MonotonicClock
 from duplex.config import Config, SessionConfig
+from duplex.drain import Farewell, drain
 from duplex.echo import EchoCanceller
 from duplex.errors import ConfigError, DuplexError
 from duplex.exposure import is_loopback, key_file_of
+from duplex.garbage import AfterCalls, set_aside, take_back
 from duplex.hub import SessionHub
 from duplex.log_events import log_event
 from duplex.logs import AsLog, logging_as
@@ -34,7 +36,8 @@ from duplex.records.model_facts import model_facts
 from duplex.records.recorder import Recorder
 from duplex.registry import create_agent
 from duplex.session import Session
-from duplex.telemetry_line import observed
+from duplex.telemetry_line import Observer, observed
+from duplex.telemetry_otel import TurnExporter
 from duplex.transport.app import create_app
 from duplex.transport.audiosocket import AudioSocketServer
 from duplex.transport.echo_canceller import WebRtcEchoCanceller
@@ -89,12 +92,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     tls = _tls(config)
     sock = bind(config.server.host, config.server.port)
     recorder: Recorder | None = None
+    traces: TurnExporter | None = None
     try:
         agent = create_agent(config.agent.name, config.agent.options)
         make_canceller = _canceller(config.session)
         if config.record.dir is not None:
             recorder = await asyncio.to_thread(_recorder, config, metrics)
-        made = observed(locks.sessions(Session if recorder is None else recorder.session), log_event)
+        if config.telemetry.otlp_endpoint is not None:
+            traces = await asyncio.to_thread(TurnExporter, config.telemetry)
+        observers: list[Observer] = [log_event, AfterCalls(), *([] if traces is None else [traces.observer])]
+        made = observed(locks.sessions(Session if recorder is None else recorder.session), *observers)
         hub = SessionHub(
             agent,
             clock,
@@ -112,6 +119,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         sock.close()
         if recorder is not None:
             await asyncio.to_thread(recorder.close)
+        if traces is not None:
+            await traces.close()
         raise
     settings = uvicorn.Config(
         app,
@@ -138,11 +147,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     audiosocket = AudioSocketServer(hub, config) if config.audiosocket.port is not None else None
     try:
         await hub.start()
+        set_aside()
         if audiosocket is not None:
             await audiosocket.start()
         url = f"{'http' if tls is None else 'https'}://{shown}:{port}"
         yield Running(url, hub, None if audiosocket is None else audiosocket.address)
     finally:
+        take_back()
         watching.cancel()
         if renewing is not None:
             renewing.cancel()
@@ -154,6 +165,8 @@ async def running(config: Config) -> AsyncIterator[Running]:
         sock.close()
         if recorder is not None:
             await asyncio.to_thread(recorder.close)
+        if traces is not None:
+            await traces.close()
 
 
 def _canceller(config: SessionConfig) -> Callable[[], EchoCanceller] | None:
@@ -200,12 +213,12 @@ def exposed(config: Config) -> list[str]:
 
 
 async def serve(config: Config, console: Console) -> None:
-    """Runs a server until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
+    """Runs a server until SIGINT or SIGTERM. Calls may end by themselves then; a second signal ends them at once."""
+    farewell = Farewell()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends the loop instead
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, farewell.ask)
     began_s = time.perf_counter()
     console.print(f"[dim]Loading {config.agent.name} …[/dim]")
     async with running(config) as server:
@@ -224,7 +237,13 @@ async def serve(config: Config, console: Console) -> None:
             console.print(f"[yellow]Every session is recorded to {where}. Tell those who call.[/yellow]")
         for warning in exposed(config):
             console.print(f"[yellow]{warning}[/yellow]")
-        await stop.wait()
+        await farewell.asked.wait()
+        if server.hub.live and config.server.drain_s > 0:
+            console.print(
+                f"[dim]Stopping when {server.hub.live} calls have ended, in {config.server.drain_s:g} s at the latest; "
+                "a second signal stops at once.[/dim]"
+            )
+        await drain(server.hub, config.server.drain_s, farewell.at_once)
         console.print("[dim]Stopping: calls are told and ended …[/dim]")
 
 

@@ -75,6 +75,9 @@ class Server:
     def handle(self, route: Route) -> None:
         request = route.request
         path = request.url.split("/", 3)[3]
+        if path.endswith("/ice_servers"):  # asked before each call, and not one of its requests
+            route.abort() if self.down else route.fulfill(json={"ice_servers": []})
+            return
         self.requests.append((request.method, f"/{path}", request.headers.get("content-type")))
         if self.down:
             route.abort()
@@ -646,3 +649,58 @@ def test_what_was_cleared_stays_where_it_was(page: Page) -> None:
         }"""
     )
     assert played == [950, True, 0, 0]
+
+
+# A native agent
+
+
+def created(**duplex: Any) -> dict[str, Any]:
+    return {"type": "session.created", "session": {"id": "sess_1", "duplex": {"turn_taking": {}, **duplex}}}
+
+
+@pytest.mark.parametrize(
+    ("takes_images", "caption"),
+    [
+        ({"takes_images": False}, "Only you see this: this agent has no eyes"),
+        ({"takes_images": True}, "The agent sees this"),
+        ({}, "The agent sees this"),  # a server that does not say
+    ],
+)
+def test_the_camera_says_who_sees_it(live: Page, takes_images: dict[str, bool], caption: str) -> None:
+    emit(live, created(**takes_images))
+    live.click("#camera-toggle")
+    expect(live.locator("#camera figcaption")).to_have_text(caption)
+
+
+def test_an_agent_that_writes_only_its_own_words_says_so_once(live: Page) -> None:
+    emit(live, created(native=True), created(native=True))
+    expect(live.locator("#captions .divider")).to_have_text(
+        ["This agent hears your voice itself and does not write it down: only its own words appear here."]
+    )
+    emit(
+        live,
+        {"type": "input_audio_buffer.speech_started", "item_id": "u1"},
+        {"type": "conversation.item.input_audio_transcription.completed", "item_id": "u1", "transcript": ""},
+    )
+    expect(live.locator("#captions .line.user:visible")).to_have_count(0)  # and no empty bubble
+
+
+def test_a_cascade_has_nothing_to_explain(live: Page) -> None:
+    emit(live, created(native=False), created())
+    expect(live.locator("#captions .divider")).to_have_count(0)
+
+
+def test_a_hiccup_is_a_line_that_goes_by_itself(live: Page) -> None:
+    live.clock.install(time=0)
+    live.clock.pause_at(3_600_000)
+    late = {"type": "error", "error": {"type": "server_error", "code": "agent_behind", "message": "It fell behind."}}
+    emit(live, late, late)
+    line = live.locator(".passing")
+    expect(line).to_have_text(["It fell behind."])
+    expect(live.locator("#notice")).to_be_hidden()
+    live.clock.run_for(5_900)
+    expect(line).to_have_count(1)
+    live.clock.run_for(200)
+    expect(line).to_have_count(0)
+    emit(live, {"type": "error", "error": {"code": "agent_fault", "message": "It broke."}})
+    expect(live.locator("#notice")).to_be_visible()

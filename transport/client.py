@@ -14,21 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin
 
 import httpx
 import numpy as np
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc import (
+    RTCConfiguration,
+    RTCIceServer,
+    RTCIceTransportPolicy,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCSessionDescription,
+)
 
 from duplex.clock import Clock, MonotonicClock
 from duplex.errors import TransportError
 from duplex.frames import Samples
 from duplex.recording import Arrival, RecordedEvent, WireStats, play_out
-from duplex.transport.client_address import address, is_loopback, no_answer, no_server, refusal
+from duplex.transport.client_address import address, is_loopback, key_header, no_answer, no_server, refusal
 from duplex.transport.client_call import CallBase, CallSettings
 from duplex.transport.client_echo import EchoPath, Listener
 from duplex.transport.client_link import BadNetwork
@@ -42,6 +50,19 @@ DATA_CHANNEL = "oai-events"
 CALLS_PATH = "/v1/realtime/calls"
 
 
+@dataclass(frozen=True, slots=True)
+class FarEnd:
+    """What the server's reports say of the packets we sent (RTCP receiver reports), and how the way there is.
+
+    ``path``: kinds of the two ends, as ICE names them: host, srflx, prflx or relay.
+    """
+
+    received: int
+    lost: int
+    round_trip_ms: float | None
+    path: tuple[str, str]
+
+
 class CallClient(CallBase):
     """One call over WebRTC. Made by :meth:`connect`; :class:`duplex.transport.client_call.CallBase` has the rest."""
 
@@ -50,7 +71,9 @@ class CallClient(CallBase):
         link = settings.link
         self._playout_s = settings.listening_delay_ms / 1000.0
         self._network = BadNetwork(clock, link)
-        self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        servers = [RTCIceServer(list(s["urls"]), s.get("username"), s.get("credential")) for s in settings.ice_servers]
+        policy = RTCIceTransportPolicy.RELAY if settings.relay_only else RTCIceTransportPolicy.ALL
+        self._peer = RTCPeerConnection(RTCConfiguration(servers, policy))
         self._ready = asyncio.Event()
         overlay, on_packet = None, None
         if link is not None and link.echo is not None:
@@ -130,7 +153,8 @@ class CallClient(CallBase):
         if self._ended is not None:
             raise TransportError(f"The call ended while it was being set up: {self._ended}.")
         for protocol in {pair.protocol for pair in ice_of(self._peer)._nominated.values()}:
-            self._network.attach(protocol)
+            if not self._settings.relay_only:  # a relayed path has no socket of its own to put a bad line under
+                self._network.attach(protocol)
         self._network.begin()
         self.connected_in_s = self._clock.now() - began_s
 
@@ -177,6 +201,19 @@ class CallClient(CallBase):
     def _end(self, reason: str) -> None:
         super()._end(reason)
         self._ready.set()
+
+    async def far_end(self) -> FarEnd | None:
+        """None before the server's first report, which comes within two seconds."""
+        sender = self._peer.getSenders()[0]
+        pair = next(iter(ice_of(self._peer)._nominated.values()), None)
+        for stats in (await sender.getStats()).values():
+            if stats.type == "remote-inbound-rtp" and pair is not None:
+                trip_s = stats.roundTripTime
+                path = (pair.local_candidate.type, pair.remote_candidate.type)
+                return FarEnd(
+                    stats.packetsReceived, stats.packetsLost, None if trip_s is None else trip_s * 1000.0, path
+                )
+        return None
 
     # --- what the carrier brings -------------------------------------------------------------------
 
@@ -237,4 +274,6 @@ def calls_url(url: str) -> str:
 
 
 def _http(url: str, timeout_s: float) -> httpx.AsyncClient:
-    return httpx.AsyncClient(timeout=timeout_s, trust_env=not is_loopback(url))
+    # The system's authorities and SSL_CERT_FILE, as for the WebSocket; httpx by itself has a list of its own.
+    verify = ssl.create_default_context() if url.startswith("https:") else True
+    return httpx.AsyncClient(timeout=timeout_s, trust_env=not is_loopback(url), headers=key_header(), verify=verify)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class CallSettings:
     ``playout_ms``: the listener's delay, part of every latency measured on the recording.
     ``max_call_s`` bounds the recording; a call past it is an error, not a memory leak.
     ``link``: a bad line to simulate (:mod:`duplex.transport.client_link`); None is a perfect one.
+    ``ice_servers``: STUN and TURN servers as WebRTC writes them (urls, username, credential); ``relay_only``: through
+    TURN or not at all. Both are for WebRTC; a relayed call has no simulated link.
     """
 
     instructions: str | None = None
@@ -48,6 +50,8 @@ class CallSettings:
     connect_timeout_s: float = 15.0
     turn_taking: Mapping[str, Any] | None = None
     link: LinkLike | None = None
+    ice_servers: Sequence[Mapping[str, Any]] = ()
+    relay_only: bool = False
 
     def session(self) -> dict[str, Any]:
         """The ``session`` object of the wire, empty when nothing is asked for."""

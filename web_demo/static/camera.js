@@ -17,6 +17,12 @@ export class Camera extends EventTarget {
   #figure = byId("camera");
   #preview = byId("camera-preview");
 
+  /** What the agent does with pictures, by `takesImages`: false means nothing; unknown counts as yes. */
+  seenBy(takesImages) {
+    const words = takesImages === false ? "Only you see this: this agent has no eyes" : "The agent sees this";
+    this.#figure.querySelector("figcaption").textContent = words;
+  }
+
   get on() {
     return this.#stream !== null;
   }

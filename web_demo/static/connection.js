@@ -3,9 +3,11 @@
 // Events: "event" (detail: a parsed server event), "track" (detail: the agent's MediaStream),
 //         "dropped" (once, when a connection that had opened stops working).
 
+import { askForKey, authorization } from "./key.js";
 import { CallProblem, fromResponse } from "./problems.js";
 
 const CALLS_URL = new URL("/v1/realtime/calls", location.href);
+const ICE_SERVERS_URL = new URL("/v1/realtime/calls/ice_servers", location.href);
 const GATHER_MS = 1500; // without STUN, candidates are there at once; never wait long for a slow interface
 const ANSWER_MS = 20000;
 const OPEN_MS = 15000;
@@ -25,7 +27,9 @@ export class Connection extends EventTarget {
   /** Connect. `stream` holds the microphone, or is null to take part by typing. Throws CallProblem. */
   async open({ stream, cameraTrack }) {
     if (!globalThis.RTCPeerConnection) throw new CallProblem("unsupported");
-    const pc = (this.#pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" }));
+    const iceServers = await this.#iceServers();
+    if (this.#closed) throw new CallProblem("closed");
+    const pc = (this.#pc = new RTCPeerConnection({ bundlePolicy: "max-bundle", iceServers }));
     const micTrack = stream?.getAudioTracks()[0] ?? null;
     this.audio = pc.addTransceiver(micTrack ?? "audio", {
       direction: "sendrecv",
@@ -90,31 +94,46 @@ export class Connection extends EventTarget {
     this.#pc?.close();
     if (this.#location) {
       // Best effort: without it the server notices by itself, later.
-      fetch(this.#location, { method: "DELETE", keepalive }).catch(() => {});
+      fetch(this.#location, { method: "DELETE", headers: authorization(), keepalive }).catch(() => {});
     }
   }
 
+  /** The STUN and TURN servers that lead to this server, with credentials of our own. None where it names none. */
+  async #iceServers() {
+    const ask = () =>
+      fetch(ICE_SERVERS_URL, { headers: authorization(), signal: AbortSignal.timeout(ANSWER_MS) }).catch(() => null);
+    let response = await ask();
+    while (response?.status === 401 && (await askForKey())) response = await ask();
+    if (response?.status === 401) throw await fromResponse(response);
+    if (!response?.ok) return []; // the offer is about to say what is wrong, if anything is
+    return (await response.json().catch(() => null))?.ice_servers ?? [];
+  }
+
   async #exchange(sdp) {
-    let response;
-    try {
-      response = await fetch(CALLS_URL, {
-        method: "POST",
-        headers: { "Content-Type": "application/sdp" },
-        body: sdp,
-        signal: AbortSignal.timeout(ANSWER_MS),
-      });
-    } catch (error) {
-      throw new CallProblem("gone", { message: error.message });
-    }
+    let response = await this.#offer(sdp);
+    while (response.status === 401 && (await askForKey())) response = await this.#offer(sdp);
     if (response.status !== 201) throw await fromResponse(response);
     const place = response.headers.get("Location");
     if (place) this.#location = new URL(place, CALLS_URL);
     const answer = await response.text();
     if (this.#closed && this.#location) {
       // Hung up while the server was answering: close() had no call to end yet.
-      fetch(this.#location, { method: "DELETE", keepalive: true }).catch(() => {});
+      fetch(this.#location, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => {});
     }
     return answer;
+  }
+
+  async #offer(sdp) {
+    try {
+      return await fetch(CALLS_URL, {
+        method: "POST",
+        headers: { "Content-Type": "application/sdp", ...authorization() },
+        body: sdp,
+        signal: AbortSignal.timeout(ANSWER_MS),
+      });
+    } catch (error) {
+      throw new CallProblem("gone", { message: error.message });
+    }
   }
 
   #waitUntilOpen(pc, channel) {

@@ -2,6 +2,7 @@
 //
 //   call.js        a call that survives lost connections      connection.js  one WebRTC connection
 //   problems.js    what can go wrong, in words                notice.js      the card that says so
+//   key.js         a server that asks for a key
 //   captions.js    what was said, as it was heard             playout.js     the clock of what was heard
 //   floor.js       who has the floor                          ribbon.js      the last seconds, both voices
 //   meters.js      levels         waterfall.js  latency       health.js      getStats
@@ -18,7 +19,7 @@ import { Health } from "./health.js";
 import { Meters, MeterView } from "./meters.js";
 import { Notice } from "./notice.js";
 import { Playout } from "./playout.js";
-import { CallProblem, describe } from "./problems.js";
+import { CallProblem, describe, isPassing } from "./problems.js";
 import { Ribbon } from "./ribbon.js";
 import { record, state } from "./state.js";
 import { Waterfall } from "./waterfall.js";
@@ -69,6 +70,7 @@ let activeReply = null; // response_id
 let replyWanted = false; // a typed line waits for the present reply to end
 let wasLive = false;
 let typing = false;
+let explained = false; // that only the agent's words are written down
 
 call.addEventListener("status", () => {
   const { status, problem } = call;
@@ -156,7 +158,10 @@ function showCameraError(error) {
 // Events from the server
 
 const ON = {
-  "session.created": ({ session }) => showSession(session),
+  "session.created": ({ session }) => {
+    showSession(session);
+    sayThatOnlyItsOwnWordsAreWritten(session);
+  },
   "session.updated": ({ session }) => {
     showSession(session);
     setText(byId("session-note"), "Applied.");
@@ -188,6 +193,7 @@ const ON = {
     if (error?.event_id?.startsWith(QUIET)) return; // overtaken by events, such as stopping what has just ended
     const text = error?.message ?? "The server reported an error without a message.";
     setText(byId("session-note"), "");
+    if (isPassing(error)) return notice.pass(text);
     notice.show({ title: "The server says", text }, [["All right", () => notice.hide()]]);
   },
 };
@@ -243,6 +249,14 @@ function showSession(session) {
   const voice = byId("voice");
   instructions.placeholder = session?.instructions || instructions.placeholder;
   voice.placeholder = session?.audio?.output?.voice || voice.placeholder;
+  camera.seenBy(session?.duplex?.takes_images);
+}
+
+/** A native model hears sound and has no words for it: said once, since there will be no lines of the person's. */
+function sayThatOnlyItsOwnWordsAreWritten(session) {
+  if (!session?.duplex?.native || explained) return;
+  explained = true;
+  captions.divider("This agent hears your voice itself and does not write it down: only its own words appear here.");
 }
 
 function applySession() {

@@ -2,9 +2,28 @@
 
 import { byId, make } from "./dom.js";
 
+const PASSING_MS = 6000;
+
 export class Notice {
   #card = byId("notice");
   #shown = null;
+  #line = null;
+  #timer = 0;
+
+  /** A quiet line under the card's place that goes by itself: nothing is to be done about it. */
+  pass(text) {
+    if (!this.#line) {
+      this.#line = make("p", "countdown passing");
+      this.#line.setAttribute("role", "status");
+      this.#card.after(this.#line);
+    }
+    this.#line.textContent = text;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.#line.remove();
+      this.#line = null;
+    }, PASSING_MS);
+  }
 
   /** Show a problem, or a plain {title, text, steps}. `actions` are [label, callback] pairs, the first the main one. */
   show(problem, actions = [], countdown = "") {

@@ -119,6 +119,13 @@ export function describe(error, place = location) {
   };
 }
 
+// What a server reports and gets over by itself: the call goes on, and there is nothing to press.
+const PASSING = new Set(["agent_behind"]);
+
+export function isPassing(error) {
+  return PASSING.has(error?.code);
+}
+
 const MEDIA_CODES = {
   NotAllowedError: "mic-refused",
   SecurityError: "mic-refused",
