@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from duplex.errors import ConfigError
 
 T = TypeVar("T", bound="Settings")
 
 ENV_PREFIX = "DUPLEX_"
+_SECRET_NAME = re.compile(r"token|secret|password|credential|api_key", re.IGNORECASE)
 _NOT_SETTINGS = {"DUPLEX_MODELS_DIR", "DUPLEX_API_KEY"}  # names of our own that are not paths into the configuration
 
 
@@ -39,6 +41,7 @@ class ServerConfig(Settings):
     max_event_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     max_text_chars: int = Field(32_000, ge=1)
     retry_after_s: float = Field(5.0, gt=0)
+    drain_s: float = Field(30.0, ge=0, description="what calls may still take when the server is told to stop")
     doors: tuple[Literal["twilio", "asterisk"], ...] = Field(
         (), description="which doors to the telephone network are open; AudioSocket is, where it has a port"
     )
@@ -100,6 +103,9 @@ class SessionConfig(Settings):
     dead_air_s: float = Field(3.0, ge=0, description="thinking that takes longer is admitted once, aloud; 0: never")
     echo_canceller: Literal["off", "webrtc"] = Field(
         "off", description="for lines that do not cancel echo themselves; needs: pip install 'duplex-runtime[echo]'"
+    )
+    resume_s: float = Field(
+        30.0, ge=0, description="a call whose far end is out of reach waits so long for it to come back"
     )
     max_messages: int = Field(400, ge=2)
     max_unsent_events: int = Field(512, ge=16)
@@ -190,12 +196,57 @@ class AudioSocketConfig(Settings):
     call_id_limit_s: float = Field(5.0, gt=0, description="who connects and does not say which call it is goes then")
 
 
+class IceServer(Settings):
+    """A STUN or TURN server, as ``RTCIceServer`` of WebRTC. TURN has username and credential, or the shared secret."""
+
+    urls: tuple[Annotated[str, Field(pattern=r"^(stun|turn|turns):[^/\s?@]+(\?transport=(udp|tcp))?$")], ...]
+    username: str | None = None
+    credential: SecretStr | None = None
+
+    @property
+    def relays(self) -> bool:
+        return any(not url.startswith("stun:") for url in self.urls)
+
+
+class WebRtcConfig(Settings):
+    """The table ``[webrtc]``: how callers find a way through their network. ``docs/operations.md`` has an example."""
+
+    ice_servers: tuple[IceServer, ...] = ()
+    turn_secret: SecretStr | None = Field(
+        None, min_length=16, description="coturn's static-auth-secret: each caller gets credentials that run out"
+    )
+    turn_credentials_s: int = Field(7200, ge=60, description="how long; a call that is up goes on")
+    server_uses: Literal["nothing", "stun", "all"] = Field(
+        "stun", description="of these for its own side: stun where it is behind NAT, all where nothing reaches it"
+    )
+
+    @model_validator(mode="after")
+    def _turn_has_credentials(self) -> WebRtcConfig:
+        for server in self.ice_servers:
+            whole = server.username is not None and server.credential is not None
+            if server.relays and not whole and self.turn_secret is None:
+                raise ValueError(f"{server.urls[0]} needs username and credential, or webrtc.turn_secret")
+        return self
+
+
 class LogConfig(Settings):
-    """The table ``[log]``: what is written to standard error, a line an event. ``docs/operations.md`` has the fields."""
+    """The table ``[log]``: what is written to standard error, a line an event. ``docs/operations.md`` says more."""
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
     queue_lines: int = Field(10_000, ge=16, description="how far the reader of the log may lag behind before it loses")
+
+
+class TelemetryConfig(Settings):
+    """The table ``[telemetry]``: traces of turns. Needs: pip install 'duplex-runtime[otel]'"""
+
+    otlp_endpoint: str | None = Field(
+        None, pattern="^https?://[^/?#]+", description='a collector, as "http://127.0.0.1:4318"; without it, no traces'
+    )
+    otlp_headers: dict[str, SecretStr] = Field(default_factory=dict, description="what the collector asks for")
+    service_name: str = Field("duplex", min_length=1)
+    queue_spans: int = Field(4096, ge=16, description="what the collector may lag behind before spans are dropped")
+    send_every_s: float = Field(2.0, gt=0)
 
 
 class Config(Settings):
@@ -209,7 +260,9 @@ class Config(Settings):
     bot: BotConfig = BotConfig()
     twilio: TwilioConfig = TwilioConfig()
     audiosocket: AudioSocketConfig = AudioSocketConfig()
+    webrtc: WebRtcConfig = WebRtcConfig()
     log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def load_config(
@@ -227,7 +280,9 @@ def load_config(
             merged = tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"There is no configuration file at {path}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
+        except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers too long, nested too deeply
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for name, text in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENV_PREFIX) and name not in _NOT_SETTINGS:
@@ -255,7 +310,10 @@ def validated(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(_fields_at(kind, first["loc"][:-1])))
             raise ConfigError(f"There is no setting {name!r}. Known here: {known}.") from error
-        raise ConfigError(f"Setting {name!r} = {first['input']!r}: {first['msg']}.") from error
+        shown = repr(first["input"])
+        shown = "(hidden)" if _SECRET_NAME.search(name) or _SECRET_NAME.search(shown) else shown
+        shown = shown if len(shown) <= 200 else shown[:199] + "…"
+        raise ConfigError(f"Setting {name[:200]!r} = {shown}: {first['msg']}.") from error
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -271,7 +329,7 @@ def _value(text: str) -> Any:
     """A number, boolean, list or table as JSON spells it; any other text is itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -185,8 +185,8 @@ def read_keys(path: Path) -> KeyRing:
         raise ConfigError(f"The key file {path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
         raise ConfigError(
-            f"The key file {path} is damaged ({type(error).__name__}: {str(error)[:200]}). Restore it, or begin a new "
-            "one: move it away, and run: duplex keys add NAME"
+            f"The key file {path} is damaged ({type(error).__name__}: {ascii(str(error))[1:200]}). Restore it, or "
+            "begin a new one: move it away, and run: duplex keys add NAME"
         ) from error
     return KeyRing(keys)
 

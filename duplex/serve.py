@@ -127,6 +127,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         log_config=None,  # its lines go where all others go
         log_level="warning",
         access_log=False,
+        http="h11",  # refuses addresses that are no text; httptools, where it is installed, does not
         ws="websockets-sansio",
         ws_max_size=config.server.max_event_bytes,
         ws_per_message_deflate=False,  # base64 sound does not compress, and costs CPU trying

@@ -354,8 +354,8 @@ async def test_a_camera_reaches_the_agent_and_a_slow_decoder_holds_nothing_up() 
 async def test_pictures_nobody_wants_are_not_even_sent() -> None:
     async with filming(ScriptedAgent(), Config()) as (door, call_id):
         call = door._calls[call_id]
-        await until(lambda: call.line.jitter.started)
-        assert call.line.camera is None
-        answer = call.peer.localDescription.sdp
+        await until(lambda: call.line.media.jitter.started)
+        assert call.line.media.camera is None
+        answer = call.connection.peer.localDescription.sdp
         assert "a=inactive" in answer[answer.index("m=video") :]
         assert "a=sendrecv" in answer[: answer.index("m=video")]

@@ -5,7 +5,10 @@ we ask the sender for a key frame (RTCP PLI) whenever a picture is due, put toge
 decode each by itself on a worker thread. Delta frames are thrown away unparsed, so a picture costs the same
 whatever the frame rate, and a lost packet spoils at most one picture.
 
-Bounds: two frames in pieces, one frame waiting to be decoded (the newest wins), one decoded picture.
+Bounds: two frames in pieces, one frame waiting to be decoded (the newest wins), one decoded picture. A key frame
+says its size in its first ten bytes, and one that is too large is dropped on the strength of that: 38 bytes that
+declare 16383 x 16383 pixels would take a decoder 880 MB and a second of the worker that all calls share. VP8 is the
+only codec that is answered with (``transport/webrtc.py``), so no other can come.
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ from duplex.metrics import Metrics
 from duplex.transport.jitter import signed_difference
 
 MAX_FRAME_PACKETS = 600  # 780 kB; a key frame of 1920 x 1080 has about 150
+MAX_FRAME_BYTES = MAX_FRAME_PACKETS * 1300  # a datagram in fragments may have 64 kB
+MAX_PIXELS = 3840 * 2160
+"""Of a camera's picture, in any shape. The largest takes a decoder 30 MB and 0.15 s; most cameras send a quarter."""
 _MAX_FRAMES = 2
+_VP8_START = b"\x9d\x01\x2a"
 
 
 @dataclass(slots=True)
@@ -37,7 +44,22 @@ class _Frame:
     parts: dict[int, bytes] = field(default_factory=dict)  # by sequence number
     first: int | None = None
     last: int | None = None
+    n_bytes: int = 0
     wanted: bool = True
+
+
+def picture_size(frame: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels that the beginning of a VP8 key frame declares (RFC 6386, 9.1); None if it is none."""
+    if len(frame) < 10 or frame[0] & 1 or frame[3:6] != _VP8_START:
+        return None
+    # The two bits above each are how it would like to be scaled, which nobody heeds.
+    return int.from_bytes(frame[6:8], "little") & 0x3FFF, int.from_bytes(frame[8:10], "little") & 0x3FFF
+
+
+def is_decodable(frame: bytes) -> bool:
+    """Whether it begins as a key frame of a size that is taken."""
+    size = picture_size(frame)
+    return size is not None and 0 < size[0] * size[1] <= MAX_PIXELS
 
 
 class KeyFrames:
@@ -57,14 +79,15 @@ class KeyFrames:
         frame = self._frame(timestamp)
         if frame is None or not frame.wanted:
             return None
+        frame.n_bytes += len(data) - len(frame.parts.get(seq, b""))
         frame.parts[seq] = data
         if descriptor.partition_start and descriptor.partition_id == 0:
             frame.first = seq
-            if data[0] & 1:  # "P": predicted from earlier frames (RFC 6386, 9.1)
+            if not is_decodable(data):  # most are predicted from earlier frames, and none of ours
                 frame.wanted = False
         if marker:
             frame.last = seq
-        if len(frame.parts) > MAX_FRAME_PACKETS:
+        if len(frame.parts) > MAX_FRAME_PACKETS or frame.n_bytes > MAX_FRAME_BYTES:
             frame.wanted = False
         if not frame.wanted:
             frame.parts.clear()
@@ -85,8 +108,10 @@ class KeyFrames:
         if frame.first is None or frame.last is None:
             return None
         count = signed_difference(frame.last, frame.first, 16) + 1
+        if not 1 <= count <= len(frame.parts):
+            return None
         sequence = [(frame.first + n) & 0xFFFF for n in range(count)]
-        if count < 1 or not all(seq in frame.parts for seq in sequence):
+        if not all(seq in frame.parts for seq in sequence):
             return None
         data = b"".join(frame.parts[seq] for seq in sequence)
         frame.wanted = False
@@ -102,7 +127,9 @@ class PictureDecoder:
         self._codec: Any = None
 
     def __call__(self, key_frame: bytes) -> tuple[bytes, int, int] | None:
-        """(JPEG, width, height), or None if the frame cannot be decoded."""
+        """(JPEG, width, height), or None if the frame cannot be decoded, or is larger than ``MAX_PIXELS``."""
+        if not is_decodable(key_frame):
+            return None
         if self._codec is None:
             self._codec = av.CodecContext.create("libvpx", "r")
         try:

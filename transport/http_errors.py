@@ -86,7 +86,7 @@ def add_error_handlers(app: FastAPI, hub: SessionHub) -> None:
     async def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
-        message = f"{request.method} {request.url.path}: {error.detail}."
+        message = f"{request.method[:40]} {request.url.path[:200]}: {error.detail}."
         code = status.phrase.lower().replace(" ", "_")
         return error_response(status, code, message, headers=dict(error.headers or {}))
 

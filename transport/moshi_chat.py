@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -26,7 +26,7 @@ from duplex.session import Session
 from duplex.transport import moshi_chat_wire as wire
 from duplex.transport.moshi_chat_line import MAX_MESSAGE_S, MoshiLine, SoundWriter
 from duplex.transport.moshi_chat_wire import Control, Kind
-from duplex.transport.websocket import DRAIN_LIMIT_S, NORMAL, TOO_SLOW
+from duplex.transport.socket_line import close_websocket, hold_connection
 
 log = logging.getLogger("duplex.moshi_chat")
 
@@ -80,9 +80,16 @@ class MoshiDoor:
             return
         try:
             native = hub.agent.info.native
-            line = MoshiLine(hub.clock, hub.metrics, native=native, max_unsent=hub.config.max_unsent_events)
+            line = MoshiLine(
+                hub.clock, hub.metrics, codec.writer(), native=native, max_unsent=hub.config.max_unsent_events
+            )
             session = hub.open(line, settings, reservation)
-            await _Conversation(websocket, line, session, codec, native=native).run()
+            sounds = codec.reader(max_feed_s=MAX_MESSAGE_S)
+            reader = _Reader(websocket, line, session, sounds, native=native)
+            try:
+                await hold_connection(websocket, line, reader=reader.run(), sender=line.run_sender(websocket), log=log)
+            finally:
+                session.stop("the line closed")  # it may be preparing still, and not look at its line
         finally:
             reservation.release()
 
@@ -92,40 +99,16 @@ class MoshiDoor:
         return self._codec
 
 
-class _Conversation:
-    """The two tasks of one connection: what arrives, and what leaves."""
+class _Reader:
+    """What arrives on one connection."""
 
     def __init__(
-        self, websocket: WebSocket, line: MoshiLine, session: Session, codec: SoundCodec, *, native: bool
+        self, websocket: WebSocket, line: MoshiLine, session: Session, reader: SoundReader, *, native: bool
     ) -> None:
-        self._websocket, self._line, self._session, self._native = websocket, line, session, native
-        self._reader, self._writer = codec.reader(max_feed_s=MAX_MESSAGE_S), codec.writer()
+        self._websocket, self._line, self._session = websocket, line, session
+        self._reader, self._native = reader, native
 
     async def run(self) -> None:
-        line = self._line
-        sender = asyncio.create_task(line.run_sender(self._websocket, self._writer), name="moshi sender")
-        reader = asyncio.create_task(self._read(), name="moshi reader")
-        ending = asyncio.create_task(line.wants_end.wait(), name="moshi end")
-        tasks: list[asyncio.Task[Any]] = [sender, reader, ending]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if line.ending is not None and not line.closed and not reader.done():
-                await asyncio.wait([sender], timeout=DRAIN_LIMIT_S)
-        finally:
-            line.closed = True
-            self._session.stop("the line closed")  # it may be preparing still, and not look at its line
-            for task in tasks:
-                task.cancel()
-            for result in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
-                    log.error("a Moshi connection failed: %s", result, exc_info=result)
-            code, reason = line.ending or (NORMAL, "")
-            if code == TOO_SLOW:
-                log.warning("closed a Moshi connection: %s", reason)
-            await _close(self._websocket, code, reason)
-            line.gone.set()
-
-    async def _read(self) -> None:
         """Reads until the far end is gone. From the first moment: a stream's headers come but once."""
         while True:
             await self._line.has_room.wait()
@@ -163,12 +146,4 @@ class _Conversation:
 async def _refuse(websocket: WebSocket, code: int, message: str) -> None:
     with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone already
         await websocket.send_bytes(wire.error(message))
-    await _close(websocket, code, message)
-
-
-async def _close(websocket: WebSocket, code: int, reason: str) -> None:
-    # RuntimeError: the far end closed first. The limit: a client that does not read takes no goodbye either.
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-        async with asyncio.timeout(DRAIN_LIMIT_S):
-            # A close frame holds 123 bytes of reason.
-            await websocket.close(code, reason.encode("utf-8")[:123].decode("utf-8", "ignore"))
+    await close_websocket(websocket, code, message)

@@ -80,9 +80,10 @@ class _Number:
     def check(self, name: str, value: str) -> None:
         try:
             number = int(value) if self.whole else float(value)
-        except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and number >= self.least):
+            right = math.isfinite(number) and number >= self.least
+        except (ValueError, OverflowError):  # a whole number may have any length
+            right = False
+        if not right:
             kind = "a whole number" if self.whole else "a number"
             raise InvalidEventError(
                 f"{name} must be {kind} of at least {self.least:g}, got {value[:80]!r}.", param=name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ from duplex.transport.realtime_fields import (
     as_ms,
     as_text,
     check,
+    is_text,
     shown,
     suggest,
 )
@@ -86,7 +88,7 @@ def parse(data: str | bytes, max_bytes: int = 16 * 1024 * 1024) -> dict[str, Any
     if sum(text.count(mark) for mark in ",[{") > MAX_VALUES:
         raise TooLargeError(f"The event has more than {MAX_VALUES} values or commas. Send it in smaller parts.")
     try:
-        event = json.loads(text, parse_constant=_refuse_constant)
+        event = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise InvalidEventError(f"The event is nested deeper than {MAX_DEPTH} levels.") from error
     except ValueError as error:
@@ -99,6 +101,11 @@ def parse(data: str | bytes, max_bytes: int = 16 * 1024 * 1024) -> dict[str, Any
         )
     if _deeper_than(event, MAX_DEPTH):
         raise InvalidEventError(f"The event is nested deeper than {MAX_DEPTH} levels.")
+    if not is_text(text) or ("\\ud" in text.lower() and not is_text(json.dumps(event, ensure_ascii=False))):
+        where = _not_text(event) or ""
+        raise InvalidEventError(
+            f"{where or 'The event'} holds half a surrogate pair, which is not text.", param=where or None
+        )
     return event
 
 
@@ -223,6 +230,26 @@ READERS: dict[str, Reader] = {
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _not_text(value: Any, path: str = "") -> str | None:
+    """The path of the first text in ``value`` that is none, or of what holds a name that is none; else None."""
+    if isinstance(value, str):
+        return None if is_text(value) else path
+    if isinstance(value, dict):
+        if not all(map(is_text, value)):
+            return path
+        named = [(f"{path}.{name}".lstrip("."), inner) for name, inner in value.items()]
+    else:
+        named = [(f"{path}[{index}]", inner) for index, inner in enumerate(value if isinstance(value, list) else ())]
+    return next((found for at, inner in named if (found := _not_text(inner, at)) is not None), None)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # it could be sent to nobody
+        raise ValueError(f"{digits[:40]} is out of range")
+    return number
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

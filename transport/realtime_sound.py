@@ -45,7 +45,7 @@ def read_format(value: Any, path: str) -> str | None:
         return None
     given = as_table(value, path)
     kind, rate_hz = given.get("type", PCM), given.get("rate")
-    if kind != PCM and kind not in LAWS:
+    if kind not in (PCM, *LAWS):
         raise UnsupportedError(f"{path}.type = {shown(kind)} cannot be honoured. {_ADVICE}", param=f"{path}.type")
     if rate_hz not in (None, SAMPLE_RATE_HZ if kind == PCM else LAW_RATE_HZ) or isinstance(rate_hz, bool):
         raise UnsupportedError(f"{path}.rate = {shown(rate_hz)} cannot be honoured. {_ADVICE}", param=f"{path}.rate")

@@ -51,7 +51,7 @@ def read_turns(value: Any, path: str, defaults: SessionDefaults) -> tuple[TurnRu
     if value is None:
         return TurnRules(ends=TurnEnds.CLIENT), {}
     kind = as_table(value, path).get("type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidEventError(
             f'{path}.type must be "server_vad" or "semantic_vad", got {shown(kind)}. null leaves turns to the client.',
             param=f"{path}.type",

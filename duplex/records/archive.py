@@ -212,6 +212,8 @@ class Archive:
     def _check_files(self) -> None:
         for name, facts in self.manifest.files.items():
             path = self.directory / name
+            if ".." in path.parts or "\0" in name or Path(name).is_absolute() or len(name) > 255:
+                raise RecordingError(f"{self.directory / MANIFEST} is damaged: {name[:80]!r} is no file of its own.")
             if not path.is_file():
                 raise RecordingError(f"{path} is missing.")
             if (size := path.stat().st_size) != facts.size_bytes:
@@ -229,7 +231,7 @@ class Archive:
                         line = json.loads(text)
                         if not isinstance(line, dict):
                             raise ValueError("not an object")
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         if not self.whole and not text.endswith(b"\n"):
                             return
                         raise RecordingError(f"{path}, line {number} is damaged: {error}.") from error
@@ -302,6 +304,8 @@ class Archive:
 
 def sound_of(n_samples: int, loudness: list[int]) -> Samples:
     """A square wave as loud as ``levels`` said: stands in for sound that was not kept. float32[n_samples]."""
+    if not 0 <= n_samples <= len(loudness) * PACKET_SAMPLES:
+        raise ValueError(f"{n_samples} samples with {len(loudness)} levels")
     amplitude = np.repeat(np.asarray(loudness, dtype=np.int16), PACKET_SAMPLES)[:n_samples]
     return from_pcm(np.where(np.arange(n_samples) % 2 == 0, amplitude, -amplitude).astype(np.int16))
 

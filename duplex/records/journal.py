@@ -33,6 +33,9 @@ from duplex.frames import PACKET_SAMPLES, Image, Origin, Packet, Samples
 from duplex.line import OutPacket, PlayoutReport
 from duplex.requests import Request
 
+_MOST = 2**63  # of a whole number: microseconds or samples of three hundred thousand years
+_MAX_HEARD = 10_000  # packets of one entry; a line holds a minute ahead at most, which is 3000
+
 START, TICK, WAKE, REQUEST, STOP, CANCEL = "start", "tick", "wake", "request", "stop", "cancel"
 KINDS = (START, TICK, WAKE, REQUEST, STOP, CANCEL)
 
@@ -246,7 +249,8 @@ class Reader:
             first = self.value(int, readings[0])
             entry.readings_us = [first, *(first + self.value(int, offset) for offset in readings[1:])]
         if "heard" in line:
-            pts, origins = line["heard"]
+            pts, origins = self.value(int, line["heard"][0]), line["heard"][1]
+            _expect(str, isinstance(origins, str) and len(origins) <= _MAX_HEARD, origins)
             samples = self._source.next_heard(len(origins)).reshape(len(origins), PACKET_SAMPLES)
             for k, origin in enumerate(origins):
                 entry.heard.append(Packet(pts + k * PACKET_SAMPLES, samples[k], _ORIGINS[origin]))
@@ -292,7 +296,9 @@ class Reader:
             if is_dataclass(hint):
                 return self.dataclass(hint, written)
             if hint is float:
-                return float(_expect(float, isinstance(written, int | float), written))
+                return float(written if isinstance(written, float) else self.value(int, written))
+            if hint is int:
+                return _expect(int, isinstance(written, int) and -_MOST < written < _MOST, written)
             return _expect(hint, isinstance(written, hint), written)
         raise ValueError(f"cannot read a {hint}")
 

@@ -26,6 +26,7 @@ from duplex.clock import Clock
 from duplex.config import RecordConfig, SessionConfig
 from duplex.errors import ConfigError
 from duplex.line import Line
+from duplex.line_around import LineAround
 from duplex.metrics import Metrics
 from duplex.records.archive import Manifest, without_secrets
 from duplex.records.archive_writer import SessionWriter
@@ -125,7 +126,7 @@ class Recorder:
             session_id=session_id,
             started_at=self._now(),
             agent=asdict(agent.info),
-            line={"kind": type(line).__name__, "lead_packets": line.lead_packets},
+            line={"kind": _kind(line), "lead_packets": line.lead_packets},
             settings=plain.value(settings),
             session=config.model_dump(mode="json"),
             config=configuration,
@@ -259,3 +260,10 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
+
+
+def _kind(line: Line) -> str:
+    """Of the door's own line, whatever is around it."""
+    while isinstance(line, LineAround):
+        line = line.inner
+    return type(line).__name__

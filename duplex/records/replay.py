@@ -100,6 +100,18 @@ def recorded_config(archive: Archive, assignments: Sequence[str] = ()) -> Config
     return validated(Config, table)
 
 
+@contextlib.contextmanager
+def _reading(archive: Archive, what: str) -> Iterator[None]:
+    """``RecordingError`` for whatever goes wrong because ``what`` is not as it is written."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise RecordingError(
+            f"{archive.directory}, {what} cannot be read: {str(error)[:200]}. "
+            f"It was recorded by duplex {archive.manifest.duplex}."
+        ) from error
+
+
 class _Driver:
     def __init__(self, archive: Archive, config: SessionConfig, agent: Agent | None) -> None:
         if agent is not None and not archive.manifest.keeps_sound:
@@ -111,7 +123,8 @@ class _Driver:
         self._archive, self._config, self._fresh = archive, config, agent
         manifest = archive.manifest
         self._reader = Reader(archive)
-        self._clock, self._line = ReplayClock(), ReplayLine(int(manifest.line["lead_packets"]))
+        with _reading(archive, "the manifest's line"):
+            self._clock, self._line = ReplayClock(), ReplayLine(int(manifest.line["lead_packets"]))
         self._mind = RecordedMind(tasks_of(archive.lines()) if agent is None else (), self._reader)
         self._recorded: deque[tuple[int, dict[str, Any]]] = deque()
         self._writer = Writer(_Unstored(), mask_text=not manifest.keeps_text)
@@ -138,14 +151,10 @@ class _Driver:
 
     def _read(self, number: int, line: dict[str, Any]) -> Entry | None:
         try:
-            return self._reader.entry(line)
+            with _reading(self._archive, f"journal line {number}"):
+                return self._reader.entry(line)
         except EOFError:
             return None
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise RecordingError(
-                f"{self._archive.directory}, journal line {number} cannot be read: {error}. "
-                f"It was recorded by duplex {self._archive.manifest.duplex}."
-            ) from error
 
     async def run(self) -> Replayed:
         manifest, result = self._archive.manifest, self.result
@@ -154,7 +163,8 @@ class _Driver:
         if first is None or first.kind != START or not first.readings_us:
             raise RecordingError(f"The journal of {self._archive.directory} does not begin with the session's start.")
         result.origin_s = first.readings_us[0] / 1e6
-        inner = self._fresh if self._fresh is not None else RecordedAgent(_info(manifest.agent), self._mind, first)
+        with _reading(self._archive, "the manifest's agent"):
+            inner = self._fresh if self._fresh is not None else RecordedAgent(_info(manifest.agent), self._mind, first)
         agent = self._agent = HeldAgent(inner, self._clock)
         await agent.start()
         try:
@@ -185,7 +195,8 @@ class _Driver:
         return result
 
     def _settings(self) -> AgentSettings:
-        settings: AgentSettings = self._reader.dataclass(AgentSettings, self._archive.manifest.settings)
+        with _reading(self._archive, "the manifest's settings"):
+            settings: AgentSettings = self._reader.dataclass(AgentSettings, self._archive.manifest.settings)
         return settings
 
     def _load(self, number: int, entry: Entry) -> None:
@@ -250,13 +261,15 @@ class _Driver:
             for packet, pcm in zip(entry.sent, self.result.voice.put_sent(entry.sent, at_s), strict=True):
                 del self._spoken[packet.pts // PACKET_SAMPLES :]
                 self._spoken.append(pcm)
-        self.result.comparison.take(number, at_s, recorded, self._writer.entry(entry))
+        with _reading(self._archive, f"journal line {number}"):
+            self.result.comparison.take(number, at_s, recorded, self._writer.entry(entry))
 
     def _judge(self) -> None:
         result = self.result
         result.moved, result.unanswered = self._mind.moved, self._mind.unanswered
         for number, recorded in self._recorded:
-            result.comparison.missing(number, recorded)
+            with _reading(self._archive, f"journal line {number}"):
+                result.comparison.missing(number, recorded)
         manifest = self._archive.manifest
         if "made" in self._archive.padded:
             result.notes.append("The last sound the agent made was not written; silence stands in for it.")

@@ -36,6 +36,7 @@ from duplex.agent import (
     ReplyText,
 )
 from duplex.clock import Clock
+from duplex.errors import RecordingError
 from duplex.records.journal import Entry, Reader
 
 _SAME_TASK_US = 5_000_000  # further apart than this, two requests are not for the same thing
@@ -60,17 +61,20 @@ def tasks_of(lines: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Task]:
     newest: dict[tuple[str, str], Task] = {}
     at_us = 0
     for number, line in lines:
-        at_us = line["us"][0] if line.get("us") else at_us
-        for events in line.get("collected", ()):
-            for event in events:
-                if (key := _key(event)) in newest:
-                    task = newest[key]
-                    task.outputs.append((at_us - task.at_us, event))
-        for command in line.get("commands", ()):
-            if command["is"] in ("BeginReply", "CommitTurn"):
-                key = (command["is"], command["reply_id" if command["is"] == "BeginReply" else "turn_id"])
-                tasks.append(Task(*key, number, at_us))
-                newest[key] = tasks[-1]
+        try:
+            at_us = line["us"][0] if line.get("us") else at_us
+            for events in line.get("collected", ()):
+                for event in events:
+                    if (key := _key(event)) in newest:
+                        task = newest[key]
+                        task.outputs.append((at_us - task.at_us, event))
+            for command in line.get("commands", ()):
+                if command["is"] in ("BeginReply", "CommitTurn"):
+                    key = (command["is"], str(command["reply_id" if command["is"] == "BeginReply" else "turn_id"]))
+                    tasks.append(Task(*key, number, at_us))
+                    newest[key] = tasks[-1]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RecordingError(f"Line {number} of the journal is damaged: {type(error).__name__} {error}.") from error
     return tasks
 
 

@@ -33,6 +33,9 @@ class MeteredCodec:
     def answers(self) -> list[dict[str, Any]]:
         return self._codec.answers()
 
+    def told(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return self._codec.told(kind, **fields)
+
     @property
     def client_event_id(self) -> str | None:
         return self._codec.client_event_id

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 
 from duplex.transport.http_errors import RequestError
 
-_METHODS = "GET, POST, DELETE"
+_METHODS = "GET, POST, PATCH, DELETE"
 _MAX_AGE_S = 600
 _MAX_REQUESTED_CHARS = 1024
 
@@ -22,7 +22,10 @@ _MAX_REQUESTED_CHARS = 1024
 def is_own(headers: Headers) -> bool:
     """Whether the page, if there is one, came from the host that is asked."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    except ValueError:  # an address in brackets that is none
+        return False
 
 
 def is_allowed(origin: str, allowed: Collection[str]) -> bool:
