@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install models serve test lint typecheck unit fuzz bench bench-gpu browser clean docs
+.PHONY: install models serve test lint typecheck unit fuzz bench bench-gpu browser npm turnserver clean docs
 
 install: $(VENV)/.installed
 
@@ -25,26 +25,23 @@ models: install
 serve: models
 	$(BIN)/duplex serve
 
-# npm fetches the official JavaScript client, which a test drives in the browser.
-npm:
-	@command -v npm >/dev/null || \
-	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
-	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends npm >/dev/null; } || \
-	  { echo "Install npm to run the test of the JavaScript client."; exit 1; }
+# $(call debian,commands,package,for what): what the tests drive besides Python, installed where it is missing.
+AS_ROOT = $$( [ $$(id -u) = 0 ] || echo sudo )
+define debian
+	@for command in $(1); do command -v $$command >/dev/null && exit 0; done; \
+	  { $(AS_ROOT) apt-get update -qq && \
+	    $(AS_ROOT) apt-get install -y -qq --no-install-recommends $(2) >/dev/null; } || \
+	  { echo "Install $(2) to run the tests of $(3)."; exit 1; }
+endef
 
-# coturn for the tests of calls through a relay.
-turnserver:
-	@command -v turnserver >/dev/null || \
-	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
-	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends coturn >/dev/null; } || \
-	  { echo "Install coturn to run the tests of calls through a relay."; exit 1; }
-
-# Chromium and espeak-ng for the tests that drive a real browser.
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-	  { $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get update -qq && \
-	    $$( [ $$(id -u) = 0 ] || echo sudo ) apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
-	  { echo "Install Chromium (package 'chromium' on Debian and Ubuntu) to run the browser tests."; exit 1; }
+	$(call debian,chromium chromium-browser google-chrome,chromium,the page)
+
+npm:
+	$(call debian,npm,npm,the official JavaScript client)
+
+turnserver:
+	$(call debian,turnserver,coturn,calls through a relay)
 
 test: $(VENV)/.installed-dev models browser npm turnserver lint typecheck unit
 
