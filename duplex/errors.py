@@ -117,8 +117,9 @@ class ToolError(BotError):
 class ProtocolError(DuplexError):
     """A client sent something the protocol does not allow.
 
-    ``code`` is a short machine-readable word, ``param`` the offending field (dotted path) if there is one. Both this and
-    the message may quote the client, and are sent back and logged: they are cut short, and hold what can be printed.
+    ``code`` is a short machine-readable word, ``param`` the offending field (dotted path) if there is one. Both this
+    and the message may quote the client, and are sent back and logged: they are cut short and hold what can be
+    printed.
     """
 
     code = "invalid_request"

@@ -123,16 +123,25 @@ def test_a_disk_that_is_full_to_the_last_byte_leaves_what_was_written(
 
 
 def test_a_slow_disk_stops_the_recording_and_not_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
+    gate, begun = threading.Event(), threading.Event()
     real = SessionWriter.entry
 
     def slow(self: SessionWriter, entry: Any) -> int:
+        begun.set()
         gate.wait(60)
         return real(self, entry)
 
     monkeypatch.setattr(SessionWriter, "entry", slow)
     call = Call()
     recorder = Recorder(RecordConfig(dir=tmp_path, queue_entries=64), call.metrics)
+    put = recorder._put
+
+    def put_and_wait(recording: Any, entry: Any) -> None:
+        """The virtual call is over before a busy machine's thread has begun to write of it."""
+        put(recording, entry)
+        assert begun.wait(60)
+
+    monkeypatch.setattr(recorder, "_put", put_and_wait)
     line = call.run(recorder.session)
     assert line.closed_because == "the test is over"
     assert len(line.played) > 300
