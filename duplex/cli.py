@@ -45,6 +45,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instructions", help="the system prompt")
     parser.add_argument("--bot", metavar="NAME", help="who answers calls: file.py:function, see docs/bots.md")
     parser.add_argument("--record", metavar="DIR", help="write every session there; see: duplex replay --help")
+    parser.add_argument("--log-format", choices=("text", "json"), help="for people (text), or an object a line")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="what is logged (info)")
     parser.add_argument("--max-sessions", type=int, help="calls at a time (what a native agent admits; else 4)")
     parser.add_argument(
         "--set",
@@ -65,6 +67,8 @@ _FLAGS = {
     "tls_key": "security.tls_key",
     "bot": "bot.name",
     "record": "record.dir",
+    "log_format": "log.format",
+    "log_level": "log.level",
     "max_sessions": "server.max_sessions",
     "agent": "agent.name",
     "weights": "agent.options.weights",

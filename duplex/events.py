@@ -236,6 +236,35 @@ class PlayoutProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class LineLost:
+    """There has been no sign of the far end for ``silent_s``. The session stands still: nothing is heard, the turn and
+    the reply wait. ``reply_id``: the reply at hand, if any of it was sent; ``heard_ms`` of it were heard."""
+
+    at: At
+    silent_s: float
+    reply_id: str | None = None
+    heard_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineBack:
+    """The far end is there again, after ``lost_s``. The reply at hand goes on from ``resumed_ms``."""
+
+    at: At
+    lost_s: float
+    reply_id: str | None = None
+    resumed_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDraining:
+    """The server is stopping: this session is ended in ``deadline_s``, if it has not ended by then."""
+
+    at: At
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyHeld:
     at: At
     reply_id: str
@@ -351,6 +380,9 @@ Event = (
     | ToolResultAdded
     | KeyPressed
     | PlayoutProgress
+    | LineLost
+    | LineBack
+    | SessionDraining
     | ReplyHeld
     | ReplyResumed
     | ReplyTruncated

@@ -141,6 +141,14 @@ class FloorKeeper:
         if self.reply is not None and self._all_heard(self.reply, now_s):
             self.signal(Own.REPLY_ENDED)
 
+    def stood_still(self, for_s: float) -> None:
+        """Time in which nothing could happen is no time that anybody waited."""
+        self.machine.since_s += for_s
+        self._starved_since_s = None
+        if self.reply is not None:
+            self.reply.came_s += for_s
+            self.reply.sent_all_at_s = None
+
     def _wait_for_reply(self, waited_s: float) -> None:
         limit_s, dead_air_s = self._config.think_limit_s, self._config.dead_air_s
         if waited_s > limit_s:

@@ -22,6 +22,10 @@ log = logging.getLogger("duplex.hub")
 UNCOUNTED = 4  # calls at a time of an agent that does not know how many it can take: what two CPU cores carry
 
 
+GIVES_WAY_S = 3.0
+"""So long a far end may be out of reach before somebody who is here gets its place."""
+
+
 class Reservation:
     """A place kept while a call is being set up. Use it with ``SessionHub.open`` or release it."""
 
@@ -63,10 +67,14 @@ class SessionHub:
         uncounted = None if isinstance(agent, Admitting) else UNCOUNTED
         self.max_sessions = uncounted if max_sessions is None else max_sessions
         self.ready = False
-        self._retry_after_s = retry_after_s
+        self.draining = False
+        self.empty = asyncio.Event()  # no session is open
+        self.empty.set()
+        self._retry_after_s = self._stops_s = retry_after_s
         self._make_session = make_session
         self._make_canceller = make_canceller
         self._reserved = 0
+        self._leaving: set[str] = set()  # sessions that end, and whose places are free
         self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
 
     def __iter__(self) -> Iterator[Session]:
@@ -75,6 +83,23 @@ class SessionHub:
     @property
     def live(self) -> int:
         return len(self._sessions)
+
+    def drain(self, deadline_s: float) -> None:
+        """Takes no more calls, and is not ready any more; the server stops in ``deadline_s`` at the latest."""
+        self.ready, self.draining = False, True
+        self._stops_s = max(deadline_s, self._retry_after_s)
+
+    def let_go(self, reason: str) -> bool:
+        """Ends the session whose far end has been out of reach for longest, and for ``GIVES_WAY_S``, if there is one.
+        Its place is free at once."""
+        waiting = [s for s in self if s.id not in self._leaving and s.out_of_touch_s >= GIVES_WAY_S]
+        if not waiting:
+            return False
+        session = max(waiting, key=lambda s: s.out_of_touch_s)
+        log.info("session %s waits no more for its far end: %s", session.id, reason)
+        self._leaving.add(session.id)
+        session.stop(reason)
+        return True
 
     async def start(self) -> None:
         """Loads and warms the agent; afterwards ``ready`` is true."""
@@ -95,9 +120,11 @@ class SessionHub:
 
     def reserve(self) -> Reservation:
         """Keeps a place for a call that is being set up. Raises ``AgentFullError``."""
+        if self.draining:
+            raise AgentFullError("The server is stopping. Try again later, or call another.", self._stops_s)
         if not self.ready:
             raise AgentFullError("The models are still warming up. Try again in a moment.", self._retry_after_s)
-        if self.max_sessions is not None and self.live + self._reserved >= self.max_sessions:
+        if self._full() and not self.let_go("its place is needed"):
             raise AgentFullError(
                 f"All {self.max_sessions} places are taken. Try again when a call has ended.", self._retry_after_s
             )
@@ -105,6 +132,10 @@ class SessionHub:
             self.agent.admit()
         self._reserved += 1
         return Reservation(self)
+
+    def _full(self) -> bool:
+        taken = self.live - len(self._leaving) + self._reserved
+        return self.max_sessions is not None and taken >= self.max_sessions
 
     def open(
         self, line: Line, settings: AgentSettings, reservation: Reservation | None = None, *, bot: str | None = None
@@ -131,12 +162,16 @@ class SessionHub:
         )
         task = asyncio.create_task(session.run(), name=session.id)
         self._sessions[session.id] = (session, task)
+        self.empty.clear()
         self.metrics.sessions_live.set(self.live)
         task.add_done_callback(lambda done: self._ended(session.id, done))
         return session
 
     def _ended(self, session_id: str, task: asyncio.Task[None]) -> None:
         self._sessions.pop(session_id, None)
+        self._leaving.discard(session_id)
+        if not self._sessions:
+            self.empty.set()
         self.metrics.sessions_live.set(self.live)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session %s ended by a fault: %s", session_id, error, exc_info=error)

@@ -58,6 +58,7 @@ class _Reply:
     dropped: bool = False
     acked: tuple[int, float] | None = None  # (samples, at_s)
     held_since_s: float | None = None
+    dead_since_s: float | None = None  # the line is; nothing sent after that was heard
     # Packets sent lately: (out_pts after it, at_s, reply offset after it, samples). Older ones were heard long ago.
     recent: deque[tuple[int, float, int, int]] = field(default_factory=lambda: deque(maxlen=250))
 
@@ -120,6 +121,14 @@ class Ledger:
     def resume(self, reply_id: str) -> None:
         self._replies[reply_id].held_since_s = None
 
+    def lose(self, reply_id: str, since_s: float) -> None:
+        """The line is dead: what was not heard by then was not heard at all, unless a client says so."""
+        self._replies[reply_id].dead_since_s = since_s
+
+    def regain(self, reply_id: str) -> None:
+        """The line is back. What was not heard has been taken back by now (``unsend``)."""
+        self._replies[reply_id].dead_since_s = None
+
     def report(self, report: PlayoutReport) -> None:
         """Evidence about the wire's timeline."""
         self._report = report
@@ -155,9 +164,12 @@ class Ledger:
     def heard(self, reply_id: str, now_s: float) -> HeardUpTo:
         """How much of the reply the person had heard at ``now_s``, on the best evidence there is."""
         reply = self._replies[reply_id]
+        if reply.dead_since_s is not None:
+            now_s = min(now_s, reply.dead_since_s)
         if reply.acked is not None:
             played, at_s = reply.acked
-            if reply.held_since_s is not None and at_s >= reply.held_since_s:
+            stopped_s = reply.held_since_s if reply.dead_since_s is None else reply.dead_since_s
+            if stopped_s is not None and at_s >= stopped_s:
                 return HeardUpTo(played, Evidence.ACK, 60.0)
             ahead = min(round((now_s - at_s) * SAMPLE_RATE_HZ), ms_to_samples(1000))
             # Playout goes on between acknowledgements, but only as far as the clock allows too.

@@ -16,7 +16,7 @@ from duplex.agent import Aside, AsideKind
 from duplex.asides import AsideQueue
 from duplex.config import PlayoutConfig
 from duplex.echo import Tape
-from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Frame, Samples, ms_to_samples
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Frame, Samples, ms_to_samples, silence
 from duplex.ledger import Ledger
 from duplex.line import Line, OutPacket
 from duplex.metrics import Metrics
@@ -49,6 +49,7 @@ class Outgoing:
         self._recent: deque[Sent] = deque(maxlen=64)
         self._asides = AsideQueue()
         self._tape = Tape()
+        self._lost = False  # nobody is there to hear it
         self.last_audible_s = 0.0
 
     def start(self, now_s: float) -> None:
@@ -64,14 +65,15 @@ class Outgoing:
             self._epoch_s = now_s - self._packets * PACKET_S
             elapsed = self._packets + 1
         while True:
-            ahead = self._lead if self._playout.state is State.PLAYING and self._playout.audible else 0
+            playing = self._playout.state is State.PLAYING and self._playout.audible and not self._lost
+            ahead = self._lead if playing else 0
             if self._packets >= elapsed + ahead:
                 return
             yield self._send_one(now_s, reply)
 
     def speak_aside(self, aside: Aside) -> bool:
         """Begins to speak it, if nothing is being said."""
-        return not self._talking and self._asides.begin(aside)
+        return not self._talking and not self._lost and self._asides.begin(aside)
 
     def cut_aside(self, kind: AsideKind) -> None:
         """Fades an aside of that kind, if one is being spoken."""
@@ -83,6 +85,8 @@ class Outgoing:
         return self._playout.state in (State.PLAYING, State.FADING) and not self._playout.drained
 
     def _send_one(self, now_s: float, reply: Reply | None) -> Sent:
+        if self._lost:
+            return self._send_nothing()
         if self._asides.playing is AsideKind.BACKCHANNEL and self._talking:
             self._asides.cut()  # the reply has come; the fade lies over its first packet
         elif self._asides.playing is not None:
@@ -120,6 +124,29 @@ class Outgoing:
         self._recent.append(sent)
         self.last_audible_s = now_s
         return sent
+
+    def _send_nothing(self) -> Sent:
+        """Silence, so that the wire's time line goes on; the reply does not."""
+        pts = self._packets * PACKET_SAMPLES
+        self._line.send(OutPacket(pts, silence()))
+        self._tape.put(pts, silence())
+        self._packets += 1
+        sent = Sent(None, silence(), 0, audible=False)
+        self._recent.append(sent)
+        return sent
+
+    def lose(self, reply: Reply | None) -> None:
+        """The far end is out of reach: what it does not have yet waits, and so does the rest."""
+        self._lost = True
+        if reply is not None:
+            self.take_back(reply)
+        self._asides = AsideQueue()  # a word of encouragement is nothing to be made up for
+
+    def regain(self, reply: Reply | None, heard_samples: int = 0) -> None:
+        """It is there again. ``reply`` goes on from ``heard_samples``."""
+        self._lost = False
+        if reply is not None and (samples := self._playout.rewind_to(heard_samples)):
+            self._ledger.unsend(reply.reply_id, samples)
 
     def take_back(self, reply: Reply) -> None:
         """Recalls packets of ``reply`` that the line still has, so that they can be played later or dropped."""

@@ -17,6 +17,7 @@ import numpy as np
 from duplex.errors import AgentFaultError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples, silence
 
+MAX_REWIND_S = 15.0
 _QUIET_RMS = 10 ** (-50 / 20)  # −50 dBFS: the reply itself is silent there
 
 
@@ -39,12 +40,21 @@ class Taken:
 
 
 class Playout:
-    """Holds one reply at a time. ``max_reply_s`` bounds what a runaway talker can queue."""
+    """Holds one reply at a time. ``max_reply_s`` bounds what a runaway talker can queue, ``max_rewind_s`` how much of
+    what was played is kept, to be played again."""
 
-    def __init__(self, *, fade_out_ms: int = 20, fade_in_ms: int = 20, max_reply_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        *,
+        fade_out_ms: int = 20,
+        fade_in_ms: int = 20,
+        max_reply_s: float = 120.0,
+        max_rewind_s: float = MAX_REWIND_S,
+    ) -> None:
         self._fade_out = ramp(ms_to_samples(fade_out_ms))[::-1]
         self._fade_in = ramp(ms_to_samples(fade_in_ms))
         self._max_samples = round(max_reply_s * SAMPLE_RATE_HZ)
+        self._played: deque[Samples] = deque(maxlen=round(max_rewind_s * SAMPLE_RATE_HZ / PACKET_SAMPLES))
         self.reset()
 
     def reset(self) -> None:
@@ -52,6 +62,7 @@ class Playout:
         self.position_samples = 0  # next sample to play
         self.queued_samples = 0
         self._chunks: deque[Samples] = deque()
+        self._played.clear()
         self._total = 0
         self._complete = False
         self._fade_next_in = False
@@ -108,10 +119,26 @@ class Playout:
         self._last = last
 
     def rewind(self, samples: Samples) -> None:
-        """Takes back audio that was handed over and never played; it will be played again."""
+        """Takes back the packet handed over last, which was never played; it will be played again."""
+        if self._played:
+            self._played.pop()
         self._chunks.appendleft(samples)
         self.queued_samples += len(samples)
         self.position_samples -= len(samples)
+
+    def rewind_to(self, position_samples: int) -> int:
+        """Goes back to that sample, faded in, as far as what was played is still known. Returns by how many."""
+        before = self.position_samples
+        while self._played and self.position_samples > position_samples:
+            packet = self._played.pop()
+            keep = max(0, len(packet) - (self.position_samples - position_samples))
+            if keep:
+                self._played.append(packet[:keep])
+            self._chunks.appendleft(packet[keep:])
+            self.queued_samples += len(packet) - keep
+            self.position_samples -= len(packet) - keep
+        self._fade_next_in = self._fade_next_in or 0 < self.position_samples < before
+        return before - self.position_samples
 
     def take(self) -> Taken:
         """The next 20 ms. Always a whole packet; silence where there is nothing to play."""
@@ -129,6 +156,7 @@ class Playout:
         start = self.position_samples
         packet = self._pop(PACKET_SAMPLES)
         self.position_samples += len(packet)
+        self._played.append(packet)
         if len(packet) < PACKET_SAMPLES:
             packet = np.pad(packet, (0, PACKET_SAMPLES - len(packet)))
         if self._fade_next_in:

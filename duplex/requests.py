@@ -72,6 +72,27 @@ class PressKey:
 
 
 @dataclass(frozen=True, slots=True)
+class LoseLine:
+    """A door has had no sign of the far end for ``silent_s``: nobody hears what is said, until ``RegainLine``."""
+
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RegainLine:
+    """The far end is there again. ``delivered``: what was sent to it before arrived after all."""
+
+    delivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceEnd:
+    """The server is stopping: tell the client that the session ends in ``deadline_s`` at the latest."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveMessage:
     item_id: str
 
@@ -146,4 +167,7 @@ Request = (
     | ClearOutput
     | TruncateMessage
     | AcknowledgePlayout
+    | LoseLine
+    | RegainLine
+    | AnnounceEnd
 )

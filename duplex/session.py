@@ -20,6 +20,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from duplex import events as ev
 from duplex import requests as rq
@@ -57,10 +58,12 @@ from duplex.config import SessionConfig
 from duplex.conversation import Conversation
 from duplex.errors import AgentFaultError, DuplexError, InvalidEventError
 from duplex.floor import FloorKeeper
-from duplex.frames import SAMPLE_RATE_HZ, Framer, Packet
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Framer, Packet
 from duplex.ledger import Ledger
 from duplex.line import Line
+from duplex.line_around import ability
 from duplex.metrics import Metrics
+from duplex.outage import Outage
 from duplex.outgoing import PACKET_S, Outgoing
 from duplex.pace import Pacer
 from duplex.playout import Playout
@@ -89,7 +92,7 @@ class Session:
     ) -> None:
         self.id = session_id
         self._line, self._agent, self._clock, self._metrics = line, agent, clock, metrics
-        self._link = line if isinstance(line, LinkReporting) else None
+        self._link = ability(line, LinkReporting)
         self._progress_interval_s = config.playout.progress_interval_s
         playout = Playout(
             fade_out_ms=config.playout.fade_out_ms,
@@ -125,7 +128,18 @@ class Session:
             at=self._at,
         )
         self._idle = self._asked.idle
+        self._outage = Outage(
+            floor=self._floor,
+            out=self._out,
+            ledger=self.ledger,
+            clock=clock,
+            metrics=metrics,
+            emit=line.emit,
+            at=self._at,
+            rewinds=not native,
+        )
         self._framer = Framer(agent.info.packets_per_frame)
+        self._left_out = 0  # samples that came while the line was lost; media time stands still then
         self._opened: AgentSession | None = None  # to be closed
         self._mind: AgentSession | None = None  # ready for frames
         self._heard_pts = 0  # end of what was heard so far
@@ -146,6 +160,11 @@ class Session:
     @property
     def conversation(self) -> Conversation:
         return self._floor.conversation
+
+    @property
+    def out_of_touch_s(self) -> float:
+        """For how long there has been no sign of the far end; 0 while it is there."""
+        return self._outage.lost_s
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -256,18 +275,24 @@ class Session:
             mind.step(heard)
         self._collect(mind)
         self._metrics.step_s.observe(self._clock.now() - now_s)
-        self._floor.tick(now_s)
         self._besides.tick(now_s)
         self._asked.carry_on(now_s)
-        listening, quiet = self.machine.floor is Floor.LISTENING, self.machine.user in _QUIET
-        if (since_pts := self._idle.tick(now_s, self._heard_pts, listening=listening, quiet=quiet)) is not None:
-            self._floor.idle(since_pts)
+        if not self._outage.lost:
+            self._floor.tick(now_s)
+            listening, quiet = self.machine.floor is Floor.LISTENING, self.machine.user in _QUIET
+            if (since_pts := self._idle.tick(now_s, self._heard_pts, listening=listening, quiet=quiet)) is not None:
+                self._floor.idle(since_pts)
         self._fill_wire()
         self._tell_progress(now_s)
 
     def _receive(self) -> Sequence[Packet]:
         """What is to be heard now. A native agent lives in real time, however early its sound comes."""
         heard = self._line.receive()
+        if self._outage.lost:
+            self._left_out += PACKET_SAMPLES * len(heard)
+            return ()
+        if self._left_out:
+            heard = [replace(packet, pts=packet.pts - self._left_out) for packet in heard]
         if self._pacer is None:
             return heard
         packet = self._pacer.take(heard)
@@ -291,7 +316,7 @@ class Session:
         match event:
             case UserState(user=user, pts=pts):
                 self._asked.judged_pts = pts
-                floor.predicted(user)
+                floor.predicted(self._outage.tempered(user))
             case SpeechStarted(pts=pts):
                 self._out.cut_aside(AsideKind.DEAD_AIR)
                 floor.speech_started(pts, self._wall(pts))
@@ -375,7 +400,15 @@ class Session:
         """Carries out what a client asks for. Raises ``ProtocolError`` when it cannot; the session goes on."""
         if self._mind is None:
             raise InvalidEventError("The session has not begun yet. Wait for session.created.")
-        self._asked.request(request, client_event_id)
+        match request:
+            case rq.LoseLine(silent_s=silent_s):
+                self._outage.lose(silent_s)
+            case rq.AnnounceEnd(deadline_s=deadline_s):
+                self._line.emit(ev.SessionDraining(self._at(), deadline_s))
+            case rq.RegainLine(delivered=delivered):
+                self._outage.regain(delivered=delivered)
+            case _:
+                self._asked.request(request, client_event_id)
 
     # --- small things ----------------------------------------------------------------------------
 

@@ -64,6 +64,10 @@ class WatchedFloor(FloorKeeper):
         super().tick(now_s)
         self._conceal(now_s)
 
+    def stood_still(self, for_s: float) -> None:
+        super().stood_still(for_s)
+        self._came_s += for_s
+
     def _conceal(self, now_s: float) -> None:
         """Puts something in the place of sound that is due now and not there: its tick missed the deadline."""
         reply, playout = self.reply, self._playout

@@ -138,5 +138,11 @@ EXTENSIONS: Final[dict[str, str]] = {
     "duplex.aside.delta": "`{delta}`: its sound, by WebSocket",
     "duplex.trace": "the latency waterfall of a turn, ms after the user's last voiced sample",
     "duplex.key": "`{key}`: a key of the caller's telephone",
+    "duplex.line.lost": "`{silent_s, response_id, heard_ms}`: there is no sign of the client; the session stands still",
+    "duplex.line.back": "`{lost_s, response_id, resumed_ms}`: there is again; the response goes on from there",
+    "duplex.session.resume": "client: `{session_id, resume_token, last_event_id, playback}`, the first event of a "
+    "connection that goes on with a session (docs/resume.md)",
+    "duplex.session.resumed": "`{missed, complete}`: it does; what was missed has been sent again",
+    "duplex.session.draining": "`{deadline_s}`: the server is stopping; the session ends within that time",
     "duplex.session.closed": "`{reason}`: the last event of a session",
 }

@@ -23,6 +23,9 @@ class NoCalls:
     async def answer(self, offer_sdp: str, settings: AgentSettings) -> tuple[str, str]:
         raise NotImplementedError
 
+    async def move(self, call_id: str, offer_sdp: str, token: str, last_event: int) -> str | None:
+        return None
+
     async def hang_up(self, call_id: str) -> bool:
         return False
 

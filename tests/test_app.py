@@ -42,6 +42,9 @@ class FakeDoor:
         self.calls.add("call_1")
         return "call_1", "v=0\r\nanswer"
 
+    async def move(self, call_id: str, offer_sdp: str, token: str, last_event: int) -> str | None:
+        return f"v=0\r\nmoved after {last_event}" if call_id in self.calls and token == "secret" else None
+
     async def hang_up(self, call_id: str) -> bool:
         known = call_id in self.calls
         self.calls.discard(call_id)

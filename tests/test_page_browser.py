@@ -69,6 +69,8 @@ class Server:
 
     def __init__(self) -> None:
         self.answers: list[dict[str, Any]] = [{"status": 201}]
+        self.moves: list[str] = []
+        self.move_status = 200
         self.requests: list[tuple[str, str, str | None]] = []
         self.down = False
 
@@ -83,6 +85,9 @@ class Server:
             route.abort()
         elif request.method == "DELETE":
             route.fulfill(status=204)
+        elif request.method == "PATCH":
+            self.moves.append(request.post_data or "")
+            route.fulfill(status=self.move_status, body="v=0 answer")
         else:
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             call = f"/v1/realtime/calls/call_{len(self.requests)}"
@@ -306,6 +311,33 @@ def test_a_broken_connection_is_made_again(live: Page, server: Server) -> None:
     assert server.count("POST") == 2
     expect(live.locator(".divider")).to_contain_text("Reconnected")
     assert captions(live) == [{"who": "user", "text": "are you", "final": True, "cut": False}]
+
+
+SECRET = {"type": "session.created", "event_id": "event_1", "session": {"duplex": {"resume_token": "secret"}}}
+
+
+def test_a_lost_connection_goes_on_with_its_session(live: Page, server: Server) -> None:
+    emit(live, SECRET, {"type": "duplex.floor", "event_id": "event_7", "floor": "listening", "user": "idle"})
+    live.evaluate("fake.peers.at(-1).fail()")
+    wait_for_status(live, "reconnecting")
+    wait_for_status(live, "live")
+    assert server.count("POST") == 1
+    assert server.count("DELETE") == 0  # a goodbye would end the session
+    (moved,) = server.moves
+    assert '"resume_token":"secret"' in moved
+    assert '"last_event_id":"event_7"' in moved
+    expect(live.locator(".divider")).to_have_text("Reconnected.")
+
+
+def test_a_session_that_is_over_is_begun_anew(live: Page, server: Server) -> None:
+    server.move_status = 404
+    emit(live, SECRET)
+    live.evaluate("fake.peers.at(-1).fail()")
+    wait_for_status(live, "reconnecting")
+    wait_for_status(live, "live")
+    assert server.count("PATCH") == 1
+    assert server.count("POST") == 2
+    expect(live.locator(".divider")).to_contain_text("starts afresh")
 
 
 # What is said

@@ -26,7 +26,7 @@ from duplex.hub import SessionHub
 from duplex.line import OutPacket
 from duplex.metrics import Metrics
 from duplex.testing import ScriptedAgent, ScriptedReply, load_echo_agent, tone
-from duplex.transport import webrtc
+from duplex.transport import far_end, webrtc
 from duplex.transport.data_channel import EventOutbox
 from duplex.transport.liveness import answers, ice_of
 from duplex.transport.metronome import Metronome
@@ -157,8 +157,9 @@ def new_codec() -> RealtimeCodec:
 
 
 @asynccontextmanager
-async def open_door(max_sessions: int = 2, agent: Any = None) -> AsyncIterator[WebRtcDoor]:
-    hub = SessionHub(agent or load_echo_agent({}), MonotonicClock(), CONFIG.session, max_sessions=max_sessions)
+async def open_door(max_sessions: int = 2, agent: Any = None, resume_s: float = 30.0) -> AsyncIterator[WebRtcDoor]:
+    config = CONFIG.session.model_copy(update={"resume_s": resume_s})
+    hub = SessionHub(agent or load_echo_agent({}), MonotonicClock(), config, max_sessions=max_sessions)
     await hub.start()
     door = WebRtcDoor(hub, CONFIG, new_codec)
     try:
@@ -241,10 +242,10 @@ async def test_lost_packets_are_counted_and_leave_no_delay(monkeypatch: pytest.M
         await client.wait_event("session.created")
         client.speaker.say(tone(2.0, HZ))
         line = door._calls[call_id].line
-        await until(lambda: line.jitter.stats.lost >= 10)
-        stats = line.jitter.stats
+        await until(lambda: line.media.jitter.stats.lost >= 10)
+        stats = line.media.jitter.stats
         assert stats.lost <= len(dropped) <= stats.lost + 20
-        assert line.jitter.delay_ms <= 200.0
+        assert line.media.jitter.delay_ms <= 200.0
         heard = await client.ear.wait_for_sound(1.5)
         assert pitch_hz(heard[2400:26400]) == pytest.approx(HZ, abs=5)
         metrics = door._hub.metrics.exposition().decode()
@@ -299,10 +300,8 @@ async def test_a_call_that_never_connects_is_given_up(monkeypatch: pytest.Monkey
         await client.close()
 
 
-async def test_a_far_end_that_vanishes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webrtc, "QUIET_S", 0.3)
-    monkeypatch.setattr(webrtc, "_WATCH_S", 0.1)
-    async with open_door() as door:
+async def test_a_far_end_that_vanishes_is_noticed() -> None:
+    async with open_door(resume_s=0.5) as door:
         client = Client()
         call_id = await client.call(door)
         await client.wait_event("session.created")
@@ -320,9 +319,7 @@ async def test_a_far_end_that_is_quiet_but_there_is_kept(monkeypatch: pytest.Mon
         asked.append(await answers(connection))
         return asked[-1]
 
-    monkeypatch.setattr(webrtc, "QUIET_S", 0.05)
-    monkeypatch.setattr(webrtc, "_WATCH_S", 0.02)
-    monkeypatch.setattr(webrtc, "answers", watched)
+    monkeypatch.setattr(far_end, "answers", watched)
     async with open_door() as door:
         client = Client()
         call_id = await client.call(door)

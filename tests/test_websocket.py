@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from duplex import events as ev
 from duplex.clock import Timer
-from duplex.config import Config, ServerConfig
+from duplex.config import Config, ServerConfig, SessionConfig
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Origin, Packet, silence
 from duplex.hub import SessionHub
 from duplex.line import OutPacket
@@ -384,7 +384,8 @@ async def test_foreign_pages_are_refused_and_our_own_is_not() -> None:
 
 
 async def test_hang_ups_leave_nothing_behind() -> None:
-    async with server(Config(server=ServerConfig(max_sessions=30))) as (hub, url):
+    config = Config(server=ServerConfig(max_sessions=30), session=SessionConfig(resume_s=0.5))
+    async with server(config) as (hub, url):
         async with connect(url) as socket:
             await until(socket, "session.created")
         await ended(hub)

@@ -279,7 +279,7 @@ class CascadeSession:
             self._wake()
 
     def _take_window(self, window: Window | AgentFaultError) -> None:
-        self._post(Fault(window, fatal=True) if isinstance(window, AgentFaultError) else window)
+        self._post(Fault(window, fatal=self._ear.closed) if isinstance(window, AgentFaultError) else window)
 
     # --- listening -------------------------------------------------------------------------------
 

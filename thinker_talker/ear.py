@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import queue
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +23,14 @@ from duplex.rates import StreamResampler
 from .echo_score import EchoScore
 from .gain import VoiceGain
 from .silero import SILERO_RATE_HZ, WINDOW_SAMPLES, SileroModel
+from .supervised import SupervisedThread
 
 log = logging.getLogger("duplex.ear")
 
 WINDOW_PTS = WINDOW_SAMPLES * SAMPLE_RATE_HZ // SILERO_RATE_HZ  # 768 samples at 24 kHz
 _QUEUE_LIMIT = 4096  # frames waiting over all sessions; more means the machine does not keep up
 _OURS = 0.4  # a window that our own voice explains to this share says nothing about theirs
+_MOST_FAULTS = 3  # of one ear; then the fault is in it, and its session cannot go on
 _MAYBE_VOICE = 0.3  # quieter hints of a voice than this are not worth explaining as echo
 
 
@@ -58,18 +59,22 @@ class Ear:
     def __init__(
         self, worker: EarWorker, model: SileroModel, on_window: OnWindow, gain: VoiceGain | None = None
     ) -> None:
-        self._worker = worker
-        self._resampler, self._reference_resampler = _to_16k(), _to_16k()
-        self._stream = model.open()
-        self._echo = EchoScore()
+        self._worker, self._model, self._on_window = worker, model, on_window
         self._gain = gain
+        self.closed = False
+        self.dropped_frames = 0
+        self._faults = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Listens from here, and knows of nothing before."""
+        self._resampler, self._reference_resampler = _to_16k(), _to_16k()
+        self._stream = self._model.open()
+        self._echo = EchoScore()
         self._pending = np.zeros(0, dtype=np.float32)
         self._reference = np.zeros(0, dtype=np.float32)
         self._reference_silent = False
         self._end_pts: int | None = None
-        self._on_window = on_window
-        self.closed = False
-        self.dropped_frames = 0
 
     def hear(self, pts: int, samples: Samples, reference: Samples | None = None) -> None:
         """Queues float32[n] at 24 kHz, and ``reference``, as long: what we played meanwhile (None: nothing).
@@ -81,6 +86,15 @@ class Ear:
 
     def close(self) -> None:
         self.closed = True
+
+    def _failed(self, error: Exception) -> None:
+        """On the worker: tells it, and begins anew; an ear that fails again and again is ``closed`` when it tells."""
+        self._faults += 1
+        if self._faults >= _MOST_FAULTS:
+            self.closed = True
+        else:
+            self._begin()
+        self._on_window(AgentFaultError(f"Voice activity detection failed: {error}"))
 
     def _work(self, pts: int, samples: Samples, reference: Samples | None) -> None:
         """On the worker: everything that these samples complete."""
@@ -125,7 +139,7 @@ class EarWorker:
     def __init__(self, model: SileroModel, *, gain: bool = False) -> None:
         self._model, self._with_gain = model, gain
         self._queue: queue.Queue[tuple[Ear, int, Samples, Samples | None] | None] = queue.Queue(_QUEUE_LIMIT)
-        self._thread = threading.Thread(target=self._run, name="duplex-ear", daemon=True)
+        self._thread = SupervisedThread(self._run, "duplex-ear")
         self._thread.start()
 
     def open(self, on_window: OnWindow) -> Ear:
@@ -151,6 +165,5 @@ class EarWorker:
                     ear._work(pts, samples, reference)
             except Exception as error:
                 log.exception("voice activity failed")
-                ear.closed = True
-                ear._on_window(AgentFaultError(f"Voice activity detection failed: {error}"))
+                ear._failed(error)
             del job, ear, samples, reference  # while waiting, keep no session alive

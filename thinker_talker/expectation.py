@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import queue
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from .supervised import SupervisedThread
 
 log = logging.getLogger("duplex.cascade")
 
@@ -41,7 +42,7 @@ class LlamaEndExpectation:
     def __init__(self, server: Any, slot: int) -> None:
         self._server, self._slot = server, slot
         self._queue: queue.Queue[tuple[str, Answer] | None] = queue.Queue(_QUEUE_LIMIT)
-        self._thread = threading.Thread(target=self._run, name="duplex-expectation", daemon=True)
+        self._thread = SupervisedThread(self._run, "duplex-expectation")
         self._thread.start()
 
     def ask(self, words: str, answer: Answer) -> None:

@@ -27,6 +27,7 @@ from duplex.clock import MonotonicClock
 from duplex.errors import AgentError, AgentFaultError
 
 from .listener import LISTENER_RATE_HZ, Kind, OnResult, Samples16k, Transcript
+from .supervised import SupervisedThread
 from .utterance import (
     EMPTY,
     FRAME_SAMPLES,
@@ -127,9 +128,7 @@ class ThreadedListener:
         self._running: list[_Job] = []
         self._streams: set[_Stream] = set()
         self._closed = False
-        self._workers = [
-            threading.Thread(target=self._work, name=f"duplex-listener-{n}", daemon=True) for n in range(workers)
-        ]
+        self._workers = [SupervisedThread(self._work, f"duplex-listener-{n}") for n in range(workers)]
         for worker in self._workers:
             worker.start()
 

@@ -19,6 +19,7 @@ How the core is started, and kept to itself, is in :mod:`.llama_server`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ from .thinker import (
     estimate_tokens,
     fit_messages,
 )
+
+log = logging.getLogger("duplex.thinker")
 
 _CONTROL_STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<|eot_id|>")
 
@@ -302,12 +305,20 @@ class LlamaSession:
                 try:
                     self._engine._run(self._slot, job.request, job.thought)
                 except RefusedError as error:
-                    job.thought.fail(AgentFaultError(f"The language model refused the request: {error}"))
+                    _fail(job, f"The language model refused the request: {error}")
                 except Exception as error:  # whatever the library raises is this reply's fault only
-                    job.thought.fail(AgentFaultError(f"The language model failed: {error}"))
+                    _fail(job, f"The language model failed: {error}")
         finally:
             # Only now is the slot truly idle, and may be another conversation's.
             self._engine._give_back(self, self._slot)
+
+
+def _fail(job: _Job, message: str) -> None:
+    """Whoever cannot be told does not end the conversation's thread."""
+    try:
+        job.thought.fail(AgentFaultError(message))
+    except Exception:
+        log.exception("a thought's end could not be told")
 
 
 @dataclass(slots=True)

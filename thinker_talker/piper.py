@@ -42,6 +42,7 @@ from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.rates import StreamResampler
 
 from .piper_graph import Latents, PiperGraph, piece_edges
+from .supervised import SupervisedThread
 from .talker import Speech, TalkGate, TalkSink
 from .word_spans import Span, word_spans
 
@@ -95,7 +96,7 @@ class PiperTalker:
         self._work = threading.Condition()
         self._utterances: list[PiperUtterance] = []
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="talker", daemon=True)
+        self._thread = SupervisedThread(self._run, "talker")
         self._thread.start()
 
     def begin(self, sink: TalkSink) -> PiperUtterance:

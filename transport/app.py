@@ -25,6 +25,7 @@ from duplex.errors import AgentFullError, ConfigError
 from duplex.hub import SessionHub
 from duplex.transport.event_codec import EventCodec
 from duplex.transport.http_errors import NO_STORE, RequestError, add_error_handlers, error_response, server_full
+from duplex.transport.ice_servers import add_ice_servers
 from duplex.transport.locks.caller import Caller, current_visit
 from duplex.transport.locks.client_secrets import merged
 from duplex.transport.locks.client_secrets_route import add_client_secrets
@@ -36,6 +37,7 @@ from duplex.transport.locks.primed import primed
 from duplex.transport.moshi_chat import MoshiDoor
 from duplex.transport.offers import read_offer_request
 from duplex.transport.realtime import RealtimeCodec, SessionDefaults, read_call_session
+from duplex.transport.resume import Resumption, new_token, read_move
 from duplex.transport.websocket import serve_websocket
 
 MOSHI = "/api/chat"
@@ -45,6 +47,8 @@ class CallDoor(Protocol):
     """What the app needs of ``duplex.transport.webrtc.WebRtcDoor``."""
 
     async def answer(self, offer_sdp: str, settings: AgentSettings) -> tuple[str, str]: ...
+
+    async def move(self, call_id: str, offer_sdp: str, token: str, last_event: int) -> str | None: ...
 
     async def hang_up(self, call_id: str) -> bool: ...
 
@@ -77,18 +81,22 @@ def create_app(
             takes_images=info.takes_images,
         )
 
+    def token() -> str | None:
+        return new_token() if config.session.resume_s > 0 else None
+
     def call_codec() -> EventCodec:
-        codec, visit = RealtimeCodec(defaults(), audio_deltas=False), current_visit()
+        codec, visit = RealtimeCodec(defaults(), audio_deltas=False, resume_token=token()), current_visit()
         return codec if visit is None else MeteredCodec(codec, visit, hub.clock.now)
 
     def socket_codec() -> RealtimeCodec:
-        return RealtimeCodec(defaults(), audio_deltas=True)
+        return RealtimeCodec(defaults(), audio_deltas=True, resume_token=token())
 
     if door is None:
         from duplex.transport.webrtc import WebRtcDoor
 
         door = WebRtcDoor(hub, config, call_codec)
     calls: CallDoor = door
+    resumption = Resumption(hub)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -110,9 +118,18 @@ def create_app(
         headers = {"Location": f"{CALLS}/{call_id}", **NO_STORE}
         return Response(answer, HTTPStatus.CREATED, headers, media_type="application/sdp")
 
+    @app.patch(CALLS + "/{call_id}")
+    async def move(call_id: str, request: Request) -> Response:
+        offer, asked = await read_offer_request(request, config.server)
+        token, last_event = read_move(asked)
+        answer = await calls.move(call_id, offer, token, last_event) if locks.may_end(call_id, _caller()) else None
+        if answer is None:
+            raise _no_call(call_id)
+        return Response(answer, HTTPStatus.OK, NO_STORE, media_type="application/sdp")
+
     async def hang_up(call_id: str) -> Response:
         if not locks.may_end(call_id, _caller()) or not await calls.hang_up(call_id):
-            raise RequestError(HTTPStatus.NOT_FOUND, "call_not_found", f"There is no call {call_id!r}; it has ended.")
+            raise _no_call(call_id)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     app.delete(CALLS + "/{call_id}", status_code=HTTPStatus.NO_CONTENT)(hang_up)
@@ -122,7 +139,8 @@ def create_app(
     @app.websocket("/v1/realtime")
     async def realtime(websocket: WebSocket) -> None:
         try:
-            await serve_websocket(primed(websocket, _caller().session), hub, socket_codec)
+            secret_session = None if "resume" in websocket.query_params else _caller().session
+            await serve_websocket(primed(websocket, secret_session), hub, socket_codec, resumption)
         except AgentFullError as error:
             await websocket.send_denial_response(server_full(hub, error))
 
@@ -130,6 +148,7 @@ def create_app(
     async def realtime_over_http() -> Response:
         return _websocket_only("This address speaks WebSocket. To open a WebRTC call, POST an SDP offer to " + CALLS)
 
+    add_ice_servers(app, config)
     add_client_secrets(app, locks, config.server, hub.agent.info.name, socket_codec)
     moshi = MoshiDoor(hub, config)
     app.websocket(MOSHI)(moshi.serve)
@@ -152,7 +171,8 @@ def create_app(
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        ready = {"status": "ready" if hub.ready else "warming up", "sessions": hub.live, "places": hub.max_sessions}
+        status = "ready" if hub.ready else "draining" if hub.draining else "warming up"
+        ready = {"status": status, "sessions": hub.live, "places": hub.max_sessions}
         return JSONResponse(ready, HTTPStatus.OK if hub.ready else HTTPStatus.SERVICE_UNAVAILABLE, NO_STORE)
 
     @app.get("/metrics")
@@ -191,6 +211,10 @@ def _signed_doors(config: Config, locks: Locks) -> tuple[str, ...]:
             "Twilio's signature is checked instead; the environment's name for it is DUPLEX_TWILIO__AUTH_TOKEN."
         )
     return ("/twilio",)
+
+
+def _no_call(call_id: str) -> RequestError:
+    return RequestError(HTTPStatus.NOT_FOUND, "call_not_found", f"There is no call {call_id!r}; it has ended.")
 
 
 def _caller() -> Caller:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,12 @@ def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
 
 
+def key_header(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What shows the server the key in the environment's ``DUPLEX_API_KEY``; nothing where that is not set."""
+    key = (os.environ if environ is None else environ).get("DUPLEX_API_KEY", "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def no_server(url: str) -> TransportError:
     return TransportError(f"There is no server at {base(url)}. Start one with: duplex serve")
 
@@ -58,7 +65,8 @@ def refusal(
         return AgentFullError(
             f"The server is full or not ready yet ({detail}). Try again in {retry_after_s:g} s.", retry_after_s
         )
-    return TransportError(f"{url} refused the call: {status}, {detail}.")
+    advice = " Set DUPLEX_API_KEY to a key of that server." if status == 401 else ""
+    return TransportError(f"{url} refused the call: {status}, {detail}.{advice}")
 
 
 def _detail(body: bytes, reason: str) -> str:

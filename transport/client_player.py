@@ -122,6 +122,12 @@ class DeltaPlayer:
         self._queue = deque(piece for piece in self._queue if piece.reply_id != reply_id)
         self._waiting = sum(len(piece.samples) for piece in self._queue)
 
+    def forget_waiting(self, reply_id: str, at: int) -> None:
+        """Forgets what has not left the loudspeaker of a reply; it will come again."""
+        self.render(at)
+        self._queue = deque(piece for piece in self._queue if piece.reply_id != reply_id)
+        self._waiting = sum(len(piece.samples) for piece in self._queue)
+
     # --- the loudspeaker ---------------------------------------------------------------------------
 
     def render(self, until: int) -> None:

@@ -31,7 +31,7 @@ from duplex.clock import Clock, MonotonicClock
 from duplex.errors import TransportError
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.recording import RecordedEvent, WireStats
-from duplex.transport.client_address import address, is_loopback, no_answer, no_server, refusal
+from duplex.transport.client_address import address, is_loopback, key_header, no_answer, no_server, refusal
 from duplex.transport.client_call import CallBase, CallSettings
 from duplex.transport.client_echo import EchoPath
 from duplex.transport.client_link import BadNetwork
@@ -65,6 +65,10 @@ class WebSocketCall(CallBase):
         self._acked: tuple[str, int] = ("", 0)
         self._next_ack_s = 0.0
         self._server_holds = False  # it speaks duplex.* and says when to pause
+        self._resume: tuple[str, str] | None = None  # the session, and the secret to go on with it
+        self._last_event_id: str | None = None
+        self._socket: ClientConnection | None = None
+        self._moving: list[asyncio.Task[None]] = []  # bytes of the connection at hand
         self.url = ""
 
     # --- connecting and hanging up -----------------------------------------------------------------
@@ -85,29 +89,47 @@ class WebSocketCall(CallBase):
         """
         call = cls(settings or CallSettings(), clock or MonotonicClock(), on_event)
         began_s = call._clock.now()
-        socket = await call._open(url)
-        tasks = [asyncio.create_task(work(socket)) for work in (call._read, call._write)]
+        call._begin(await call._open(url))
+        streaming: list[asyncio.Task[None]] = []
         try:
             await call._agree()
             call._network.begin()
             call.connected_in_s = call._clock.now() - began_s
             call._script.start()
-            tasks.append(asyncio.create_task(call._stream()))
+            streaming.append(asyncio.create_task(call._stream()))
             yield call
         finally:
             call._end("this side hung up")
-            for task in tasks:
+            for task in streaming:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await socket.close()
+            await asyncio.gather(*streaming, return_exceptions=True)
+            await call._leave()
+
+    def _begin(self, socket: ClientConnection) -> None:
+        """Uses that connection from now on."""
+        self._socket = socket
+        self._moving = [asyncio.create_task(work(socket)) for work in (self._read, self._write)]
+
+    async def _leave(self, *, rudely: bool = False) -> None:
+        """Is done with the connection at hand. ``rudely``: as a network does that fails."""
+        for task in self._moving:
+            task.cancel()
+        await asyncio.gather(*self._moving, return_exceptions=True)
+        if self._socket is not None:
+            if rudely:
+                self._socket.transport.abort()
+            else:
+                await self._socket.close()
+        self._moving, self._socket = [], None
 
     async def _open(self, url: str) -> ClientConnection:
         target = address(url, SOCKET_PATH, ("http", "https", "ws", "wss"))
-        self.url = target.replace("http", "ws", 1)
+        self.url = self.url or target.replace("http", "ws", 1)
         timeout_s = self._settings.connect_timeout_s
         try:
             return await connect(
-                self.url,
+                target.replace("http", "ws", 1),
+                additional_headers=key_header(),
                 compression=None,
                 proxy=None if is_loopback(target) else True,
                 open_timeout=timeout_s,
@@ -167,9 +189,52 @@ class WebSocketCall(CallBase):
         self._network.carry(0, lambda: self._queue(text))
 
     async def outage(self, duration_s: float) -> None:
-        raise NotImplementedError(
-            "The server ends a session with its WebSocket, so there is nothing to reconnect to. Call by WebRTC."
-        )
+        """The connection breaks without a goodbye. That much later another goes on with the session.
+
+        Raises ``NotImplementedError`` where the server gave no secret for that, ``TransportError`` if it refuses.
+        """
+        self._check_open()
+        if self._resume is None:
+            raise NotImplementedError("This server ends a session with its WebSocket. Call by WebRTC.")
+        await self._leave(rudely=True)
+        self._player.render(self._sample())
+        await self._clock.sleep_until(self._clock.now() + duration_s)
+        await self.resume()
+
+    async def resume(self) -> None:
+        """Goes on with the session over a new connection; the one before may still look well to the server.
+
+        Raises ``TransportError`` if the server refuses.
+        """
+        assert self._resume is not None
+        await self._leave(rudely=True)
+        session_id, token = self._resume
+        asked: dict[str, Any] = {
+            "type": "duplex.session.resume",
+            "session_id": session_id,
+            "resume_token": token,
+            "last_event_id": self._last_event_id,
+        }
+        if (latest := self._player.latest) is not None:
+            self._player.forget_waiting(latest, self._sample())
+            played_ms = self._player.played_samples(latest) * 1000.0 / SAMPLE_RATE_HZ
+            asked["playback"] = {"response_id": latest, "played_ms": round(played_ms, 1)}
+        waiting = [self._unsent.get_nowait() for _ in range(self._unsent.qsize())]
+        for text in waiting:
+            if "input_audio_buffer.append" not in text:  # what was said is too late; what was asked is not
+                self._unsent.put_nowait(text)
+        socket = await self._open(f"{self.url}{'&' if '?' in self.url else '?'}resume")
+        await socket.send(json.dumps(asked))
+        seen = len(self._events)
+        self._begin(socket)
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                while not any(e.type == "duplex.session.resumed" for e in self._events[seen:]):
+                    self._check_open()
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise no_answer(self.url, self._settings.connect_timeout_s) from error
 
     def _heard(self, n_samples: int) -> tuple[Samples, WireStats]:
         self._player.render(n_samples if self._ended is not None else self._sample())
@@ -188,9 +253,14 @@ class WebSocketCall(CallBase):
             if self._echo is not None:
                 packet = packet + self._echo.over(start, script.packet_samples, self._player.heard)
             audio = base64.b64encode(to_pcm16(np.clip(packet, -1.0, 1.0))).decode("ascii")
-            if self._ended is None:
+            if self._ended is None and self._socket is not None:
                 self.send({"type": "input_audio_buffer.append", "audio": audio})
-            if self._server_holds and (latest := self._player.latest) and self._clock.now() >= self._next_ack_s:
+            if (
+                self._server_holds
+                and self._socket is not None
+                and (latest := self._player.latest)
+                and self._clock.now() >= self._next_ack_s
+            ):
                 self._acknowledge(latest)
         script.end()
 
@@ -230,6 +300,12 @@ class WebSocketCall(CallBase):
                 return
         except (ValueError, KeyError, TypeError):
             event = {"type": "client.unreadable", "text": repr(message[:200])}
+        if isinstance(event_id := event.get("event_id"), str):
+            self._last_event_id = event_id
+        if event.get("type") == "session.created":
+            session = event.get("session") or {}
+            token = (session.get("duplex") or {}).get("resume_token")
+            self._resume = None if token is None else (str(session.get("id")), str(token))
         self._follow(event)
         self._keep_event(event)
 

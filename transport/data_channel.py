@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from aiortc import RTCDataChannel
 
 from duplex.metrics import Metrics
+from duplex.transport.event_ring import EventRing, number_of
 from duplex.transport.realtime_encode import DROPPABLE
 
 LABEL = "oai-events"
@@ -29,6 +30,7 @@ _WINDOW_BYTES = 1024 * 1024  # what aiortc offers to hold of messages that are n
 class _Waiting(NamedTuple):
     droppable: bool
     text: str
+    number: int
 
 
 class EventOutbox:
@@ -42,6 +44,7 @@ class EventOutbox:
         self._waiting: deque[_Waiting] = deque()  # bounded by put
         self._channel: RTCDataChannel | None = None
         self._overflowed = False
+        self._ring = EventRing(2 * max_events)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -54,15 +57,25 @@ class EventOutbox:
         channel.on("bufferedamountlow", self._pump)
         self._pump()
 
-    def detach(self) -> None:
-        self._channel = None
+    def detach(self, channel: RTCDataChannel | None = None) -> None:
+        """Sends nothing over ``channel`` any more, or over any."""
+        if channel is None or channel is self._channel:
+            self._channel = None
+
+    def resend(self, after: int) -> bool:
+        """What was sent after that event goes out once more, before what waits. False: some of it is kept no more."""
+        again, complete = self._ring.take_after(after)
+        self._waiting.extendleft(_Waiting(False, text, number) for number, text in reversed(again))
+        self._pump()
+        return complete
 
     def put(self, events: Iterable[dict[str, Any]]) -> None:
         for event in events:
             text = json.dumps(event, separators=(",", ":"), ensure_ascii=False)
             if len(self._waiting) >= self._max:
                 self._make_room()
-            self._waiting.append(_Waiting(event.get("type") in DROPPABLE, text))
+            number = number_of(event["event_id"]) if "event_id" in event else 0
+            self._waiting.append(_Waiting(event.get("type") in DROPPABLE, text, number))
         self._pump()
 
     async def drained(self, limit_s: float) -> None:
@@ -100,11 +113,14 @@ class EventOutbox:
         while self._waiting and channel is not None and channel.readyState == "open":
             if channel.bufferedAmount > _HIGH_WATER_BYTES:
                 return
-            text = self._waiting.popleft().text
+            waiting = self._waiting.popleft()
             try:
-                channel.send(text)
+                channel.send(waiting.text)
             except ValueError:  # longer than the far end takes in one message
                 self._metrics.queue_drops.labels("data_channel_events").inc()
+                continue
+            if not waiting.droppable and waiting.number:
+                self._ring.keep(waiting.number, waiting.text)
 
 
 def unread_limit_passed(sctp: Any) -> bool:

@@ -24,6 +24,10 @@ class EventCodec(Protocol):
         """What answers the client event just decoded, once; ask after the session accepted the request."""
         ...
 
+    def told(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """An event of the door's own, in its place among the others."""
+        ...
+
     def refusal(self, error: ProtocolError, at: At) -> list[dict[str, Any]]:
         """The ``error`` event for the client event decoded last."""
         ...

@@ -39,9 +39,11 @@ class RealtimeCodec:
     ``output_audio_buffer.*`` events say when it is playing.
     """
 
-    def __init__(self, defaults: SessionDefaults, *, audio_deltas: bool) -> None:
+    def __init__(self, defaults: SessionDefaults, *, audio_deltas: bool, resume_token: str | None = None) -> None:
         self._defaults = defaults
-        self._encoder = Encoder(defaults, audio_deltas)
+        self._encoder = Encoder(defaults, audio_deltas, resume_token=resume_token)
+        self.resume_token = resume_token
+        """Told with ``session.created``: with it a client may go on after its connection was lost."""
         self._hearing = SoundIn()
         self._audio: bytes | None = None
         self._answers: list[Wire] = []
@@ -56,6 +58,10 @@ class RealtimeCodec:
         """``response.output_audio.delta`` for a packet of a reply, after what has to be told before it; nothing for one
         that carries no reply. The last event is the sound."""
         return self._encoder.audio(packet)
+
+    def told(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """An event of the door's own, in its place among the others."""
+        return self._encoder.event(kind, **fields)
 
     def refusal(self, error: ProtocolError, at: At) -> list[dict[str, Any]]:
         """The ``error`` event for the client event decoded last."""

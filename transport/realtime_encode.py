@@ -47,6 +47,7 @@ class Encoder:
     audio_deltas: bool
     settings: AgentSettings = field(default_factory=AgentSettings)
     formats: Formats = field(default_factory=Formats)
+    resume_token: str | None = None  # told once, with the session
     wished: SessionChange | None = None  # takes effect with the session's next SessionUpdated
     _session_id: str = ""
     _items: dict[str, Wire] = field(default_factory=dict)
@@ -64,7 +65,10 @@ class Encoder:
         match event:
             case ev.SessionStarted(session_id=session_id, settings=settings):
                 self._session_id = self._replies.session_id = session_id
-                return [self._session("session.created", settings)]
+                created = self._session("session.created", settings)
+                if self.resume_token is not None:
+                    created["session"]["duplex"]["resume_token"] = self.resume_token
+                return [created]
             case ev.SessionUpdated(settings=settings):
                 if self.wished is not None:
                     wished, self.wished = self.wished, None
@@ -87,6 +91,8 @@ class Encoder:
                 return self._item_added(result_object(item_id, call_id, output), event.previous_item_id)
             case ev.KeyPressed(key=key):
                 return [self._extension("key", event.at, key=key)]
+            case ev.LineLost() | ev.LineBack() | ev.SessionDraining():
+                return [self._standing(event)]
             case ev.AsideStarted(kind=purpose, text=text):
                 return [self._extension("aside", event.at, purpose=purpose.value, transcript=text)]
             case ev.TurnTraced():
@@ -226,6 +232,18 @@ class Encoder:
         )
 
     # --- both sides -----------------------------------------------------------------------------------
+
+    def _standing(self, event: ev.LineLost | ev.LineBack | ev.SessionDraining) -> Wire:
+        """How the call itself stands."""
+        match event:
+            case ev.LineLost(silent_s=silent_s, reply_id=reply_id, heard_ms=heard_ms):
+                where = {} if heard_ms is None else {"response_id": reply_id, "heard_ms": round(heard_ms, 1)}
+                return self._extension("line.lost", event.at, silent_s=round(silent_s, 3), **where)
+            case ev.LineBack(lost_s=lost_s, reply_id=reply_id, resumed_ms=resumed_ms):
+                where = {} if resumed_ms is None else {"response_id": reply_id, "resumed_ms": round(resumed_ms, 1)}
+                return self._extension("line.back", event.at, lost_s=round(lost_s, 3), **where)
+            case ev.SessionDraining(deadline_s=deadline_s):
+                return self._extension("session.draining", event.at, deadline_s=round(deadline_s, 3))
 
     def _session(self, kind: str, settings: AgentSettings) -> Wire:
         self.settings = self._replies.settings = settings

@@ -98,7 +98,14 @@ SESSION = Table(
                 ),
             }
         ),
-        "duplex": Table({"turn_taking": Settings()}),
+        "duplex": Table(
+            {
+                "turn_taking": Settings(),
+                "native": Elsewhere(),
+                "takes_images": Elsewhere(),
+                "resume_token": Elsewhere(),
+            }
+        ),
         "tools": Elsewhere(),
         "tool_choice": Elsewhere(),
         "parallel_tool_calls": PARALLEL,

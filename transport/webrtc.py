@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 ``answer`` reserves a place, sets up the connection and returns the answer with all its candidates. A
 *call* task then waits for the connection to come up (or gives the place back after ``CONNECT_S``), opens the
-session, and watches that something still arrives. Whoever notices the end first, far end, session or
+session, and watches over the far end. A call whose far end is out of reach waits ``session.resume_s`` for it, and may
+``move`` to a new connection meanwhile. Whoever notices the end first, far end, session or
 watchdog, marks the line closed; the call task and the session both close it, and closing is idempotent.
 
 aiortc does ICE, DTLS, SRTP, RTCP and SCTP. Its receive path for sound and pictures is not used
@@ -15,10 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from aiortc import (
     RTCConfiguration,
@@ -35,30 +38,41 @@ from duplex.config import Config
 from duplex.errors import AgentFullError, InvalidEventError, ProtocolError, TooLargeError
 from duplex.hub import Reservation, SessionHub
 from duplex.transport.camera import Camera
-from duplex.transport.data_channel import LABEL, MAX_CHANNELS, unread_limit_passed
+from duplex.transport.data_channel import LABEL, MAX_CHANNELS
 from duplex.transport.event_codec import EventCodec
-from duplex.transport.liveness import answers, ice_of, packets_received
+from duplex.transport.far_end import watch
+from duplex.transport.http_errors import RequestError
+from duplex.transport.ice_servers import used_here
+from duplex.transport.jitter import JitterBuffer
 from duplex.transport.receiver_reports import ReceiverReports
-from duplex.transport.rtp_audio import Microphone, divert
-from duplex.transport.webrtc_line import WebRtcLine
+from duplex.transport.resume import same
+from duplex.transport.rtp_audio import Microphone, OpusDecoder, Voice, divert
+from duplex.transport.webrtc_line import Media, WebRtcLine
 
 log = logging.getLogger("duplex.webrtc")
 
 CONNECT_S = 15.0
-QUIET_S = 3.0  # without a packet; then we ask
-_WATCH_S = 1.0
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One of a call's; it has another when it moves. ``over``: this one is not to be watched any more."""
+
+    peer: RTCPeerConnection
+    media: Media
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    channels: int = 0
 
 
 @dataclass(slots=True)
 class _Call:
     call_id: str
-    peer: RTCPeerConnection
     line: WebRtcLine
     settings: AgentSettings
     reservation: Reservation
-    up: asyncio.Event = field(default_factory=asyncio.Event)
+    connection: _Connection
     task: asyncio.Task[None] | None = None
-    channels: int = 0
 
 
 class WebRtcDoor:
@@ -67,6 +81,7 @@ class WebRtcDoor:
     def __init__(self, hub: SessionHub, config: Config, make_codec: Callable[[], EventCodec]) -> None:
         self._hub, self._config, self._make_codec = hub, config, make_codec
         self._calls: dict[str, _Call] = {}
+        self._moves: set[asyncio.Task[None]] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex-camera")
         self._closing = False
 
@@ -82,18 +97,67 @@ class WebRtcDoor:
         offer = read_offer(offer_sdp, self._config.server.max_sdp_bytes)
         self._check_open()
         reservation = self._hub.reserve()
-        peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        line = self._line()
         try:
-            call = self._set_up(peer, offer, settings, reservation)
-            answer = await self._negotiate(peer, offer)
+            connection = self._connect(line, offer)
+            line.move(connection.media)
+            answer = await self._negotiate(connection.peer, offer)
             self._check_open()
         except BaseException:
             reservation.release()
-            await peer.close()
+            if line.media is not None:
+                await line.media.hang_up()
             raise
+        call = _Call(f"rtc_{uuid.uuid4().hex}", line, settings, reservation, connection)
         self._calls[call.call_id] = call
         call.task = asyncio.create_task(self._run(call), name=call.call_id)
         return call.call_id, answer
+
+    async def move(self, call_id: str, offer_sdp: str, token: str, last_event: int) -> str | None:
+        """A call goes on over a new connection; returns the SDP answer, None if there is no such call.
+
+        ``token``: the secret that its client was told (``session.duplex.resume_token``). ``last_event``: the number of
+        the last event that the client has; what came after it is sent again. aiortc cannot restart ICE on a connection
+        that is up, so a new one takes over: new candidates, new keys, the same session. Raises as ``answer`` does, and
+        ``RequestError`` (403) for another secret.
+        """
+        offer = read_offer(offer_sdp, self._config.server.max_sdp_bytes)
+        self._check_open()
+        call = self._calls.get(call_id)
+        if call is None or call.line.closed or call.line.session is None:
+            return None
+        if call.line.token is None or not same(call.line.token, token):
+            message, param = "The resume_token is not this call's.", "session.duplex.resume_token"
+            raise RequestError(HTTPStatus.FORBIDDEN, "resume_refused", message, param)
+        connection = self._connect(call.line, offer)
+        try:
+            answer = await self._negotiate(connection.peer, offer)
+            if call.line.closed:
+                raise AgentFullError("The call ended while it was being moved.")
+        except BaseException:
+            await connection.media.hang_up()
+            raise
+        task = asyncio.create_task(self._take_over(call, connection, last_event), name=f"{call_id} moves")
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+        return answer
+
+    async def _take_over(self, call: _Call, connection: _Connection, last_event: int) -> None:
+        """Once the new connection is up, the old one goes."""
+        line, before = call.line, call.connection
+        if not await self._is_up(connection, line):
+            await connection.media.hang_up()
+            log.info("call %s did not move: no connection came up", call.call_id)
+            return
+        call.connection = connection
+        old = line.move(connection.media)
+        line.arrive(last_event)
+        before.over.set()
+        log.info("call %s moved to a new connection", call.call_id)
+        if old is not None:
+            if old.camera is not None:
+                old.camera.close()
+            await old.hang_up()
 
     def _check_open(self) -> None:
         if self._closing:
@@ -111,6 +175,9 @@ class WebRtcDoor:
         """Ends every call. The door takes none afterwards."""
         self._closing = True
         await asyncio.gather(*(self._end(call, "the server is stopping") for call in list(self._calls.values())))
+        for move in list(self._moves):
+            move.cancel()
+        await asyncio.gather(*self._moves, return_exceptions=True)
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     async def _end(self, call: _Call, reason: str) -> None:
@@ -120,50 +187,53 @@ class WebRtcDoor:
 
     # --- setting up -----------------------------------------------------------------------------------
 
-    def _set_up(
-        self, peer: RTCPeerConnection, offer: SessionDescription, settings: AgentSettings, reservation: Reservation
-    ) -> _Call:
-        hub, config = self._hub, self._config
-        line = WebRtcLine(
+    def _line(self) -> WebRtcLine:
+        return WebRtcLine(
             self._make_codec(),
-            hub.clock,
-            hub.metrics,
-            max_unsent_events=config.session.max_unsent_events,
-            max_event_bytes=config.server.max_event_bytes,
+            self._hub.clock,
+            self._hub.metrics,
+            max_unsent_events=self._config.session.max_unsent_events,
+            max_event_bytes=self._config.server.max_event_bytes,
         )
-        line.hang_up = peer.close
-        call = _Call(f"rtc_{uuid.uuid4().hex}", peer, line, settings, reservation)
 
-        audio = peer.addTransceiver(line.voice, direction="sendrecv")
+    def _connect(self, line: WebRtcLine, offer: SessionDescription) -> _Connection:
+        hub, config = self._hub, self._config
+        peer = RTCPeerConnection(RTCConfiguration(iceServers=used_here(config.webrtc, time.time())))
+        media = Media(Voice(), JitterBuffer(OpusDecoder()), lambda: _give_up(peer))
+        connection = _Connection(peer, media)
+
+        audio = peer.addTransceiver(media.voice, direction="sendrecv")
         _prefer(audio, "audio/opus")
-        divert(audio.receiver, Microphone(line.jitter, hub.clock.now))
-        line.reports = ReceiverReports(audio.sender, hub.clock.now)
-        line.voice.on_first_sent = line.reports.first_sent
+        divert(audio.receiver, Microphone(media.jitter, hub.clock.now))
+        media.reports = ReceiverReports(audio.sender, hub.clock.now)
+        media.voice.on_first_sent = media.reports.first_sent
         if any(media.kind == "video" for media in offer.media):
             # An agent that does not look gets no stream at all, which saves the caller's uplink too.
             wanted = hub.agent.info.takes_images
             video = peer.addTransceiver("video", direction="recvonly" if wanted else "inactive")
             _prefer(video, "video/VP8", "video/rtx")
             if wanted:
-                line.camera = Camera(config.camera, self._worker, hub.metrics, hub.clock.now, lambda: line.heard_pts)
-                divert(video.receiver, line.camera)
+                media.camera = Camera(config.camera, self._worker, hub.metrics, hub.clock.now, lambda: line.heard_pts)
+                divert(video.receiver, media.camera)
 
         def connection_changed() -> None:
             if peer.connectionState == "connected":
-                call.up.set()
+                connection.up.set()
             elif peer.connectionState in ("failed", "closed"):
-                line.lose("the connection was lost")
+                connection.over.set()
+                if line.media is media:
+                    line.lose("the connection was lost")
 
         def channel_opened(channel: RTCDataChannel) -> None:
-            call.channels += 1
-            if call.channels > MAX_CHANNELS:
+            connection.channels += 1
+            if connection.channels > MAX_CHANNELS:
                 line.lose(f"the client opened more than {MAX_CHANNELS} data channels")
             elif channel.label == LABEL:
-                line.attach(channel)
+                media.attach(channel, line)
 
         peer.on("connectionstatechange", connection_changed)
         peer.on("datachannel", channel_opened)
-        return call
+        return connection
 
     async def _negotiate(self, peer: RTCPeerConnection, offer: SessionDescription) -> str:
         try:
@@ -182,12 +252,15 @@ class WebRtcDoor:
     async def _run(self, call: _Call) -> None:
         line = call.line
         try:
-            await self._wait_up(call)
+            if not await self._is_up(call.connection, line):
+                line.lose(f"no connection came up within {CONNECT_S:g} s; is UDP between here and there blocked?")
             if not line.closed:
                 log.info("call %s is connected", call.call_id)
                 line.connected()
                 line.session = self._hub.open(line, call.settings, call.reservation)
-                await self._watch(call)
+            while not line.closed:
+                connection = call.connection
+                await watch(connection.peer, line, connection.over, self._hub.clock, self._hub.config.resume_s)
         except Exception:
             log.exception("call %s failed", call.call_id)
         finally:
@@ -196,34 +269,28 @@ class WebRtcDoor:
             log.info("call %s ended: %s", call.call_id, line.reason)
             self._calls.pop(call.call_id, None)
 
-    async def _wait_up(self, call: _Call) -> None:
+    async def _is_up(self, connection: _Connection, line: WebRtcLine) -> bool:
         """Returns once the connection is up or will never be."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (call.up, call.line.gone)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (connection.up, connection.over, line.gone)]
         try:
-            done, _ = await asyncio.wait(waits, timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        if not done:
-            call.line.lose(f"no connection came up within {CONNECT_S:g} s; is UDP between here and there blocked?")
+        return connection.up.is_set() and not connection.over.is_set()
 
-    async def _watch(self, call: _Call) -> None:
-        """Returns when the line is closed, at the latest when the far end is quiet and does not answer."""
-        now_s = self._hub.clock.now
-        receiver, ice = call.peer.getReceivers()[0], ice_of(call.peer)
-        received, since_s = 0, now_s()
-        while not call.line.gone.is_set():
-            try:
-                async with asyncio.timeout(_WATCH_S):
-                    await call.line.gone.wait()
-            except TimeoutError:
-                if unread_limit_passed(call.peer.sctp):
-                    call.line.lose("the client sends parts of events, and never the rest")
-                count = await packets_received(receiver)
-                if count != received:
-                    received, since_s = count, now_s()
-                elif now_s() - since_s > QUIET_S and not await answers(ice):
-                    call.line.lose("the far end is gone: it sends nothing and does not answer")
+
+async def _give_up(peer: RTCPeerConnection) -> None:
+    """Closes a connection that was not agreed on. aiortc's own ``close`` stumbles over a section without a transport,
+    which is what an offer leaves behind that it refuses half-way; the others hold sockets."""
+    try:
+        await peer.close()
+    except AttributeError:
+        dtls = [transceiver.receiver.transport for transceiver in peer.getTransceivers()]
+        for transport in dtls + ([peer.sctp.transport] if peer.sctp is not None else []):
+            if transport is not None:
+                await transport.stop()
+                await transport.transport.stop()
 
 
 def _prefer(transceiver: RTCRtpTransceiver, *mime_types: str) -> None:
@@ -264,6 +331,8 @@ def _check_section(media: MediaDescription) -> None:
     wanted = {"audio": "opus", "video": "vp8"}.get(media.kind)
     if wanted and all(codec.name.lower() != wanted for codec in media.rtp.codecs):
         raise _unusable(f"its {media.kind} section does not offer {wanted}")
+    if media.rtcp_mux and media.rtcp_port is None:  # as Pion offers; aiortc writes a=rtcp-mux only beside an a=rtcp
+        media.rtcp_port, media.rtcp_host = 9, "0.0.0.0"
 
 
 def _without_names(sdp: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from aiortc import RTCDataChannel
 
@@ -19,6 +20,7 @@ from duplex.events import At, ErrorRaised, Event, SessionStarted
 from duplex.frames import PACKET_SAMPLES, Image, Packet
 from duplex.line import OutPacket, PlayoutReport
 from duplex.metrics import Metrics
+from duplex.requests import LoseLine, RegainLine
 from duplex.session import Session
 from duplex.transport.camera import Camera
 from duplex.transport.data_channel import EventOutbox
@@ -26,16 +28,35 @@ from duplex.transport.event_codec import EventCodec
 from duplex.transport.jitter import JitterBuffer
 from duplex.transport.metronome import Metronome
 from duplex.transport.receiver_reports import ReceiverReports
-from duplex.transport.rtp_audio import OpusDecoder, Voice
+from duplex.transport.rtp_audio import Voice
 
 log = logging.getLogger("duplex.webrtc")
 
+_SPEAKING_S = 0.2  # since there was something to hear
 _GOODBYE_S = 0.5  # for the last events to leave before the connection goes
 _MAX_EARLY = 32  # events that may come before the session has begun; clients send their session.update at once
 
 
+@dataclass(slots=True)
+class Media:
+    """What belongs to one connection, and not to the call: it may get another. ``hang_up`` closes it, once."""
+
+    voice: Voice
+    jitter: JitterBuffer
+    hang_up: Callable[[], Awaitable[None]]
+    reports: ReceiverReports | None = None
+    camera: Camera | None = None
+    channel: RTCDataChannel | None = None
+
+    def attach(self, channel: RTCDataChannel, line: WebRtcLine) -> None:
+        """The connection's channel of events. The line takes it at once, if this is its connection by now."""
+        self.channel = channel
+        if line.media is self:
+            line.attach(channel)
+
+
 class WebRtcLine:
-    """Implements :class:`duplex.line.Line`. ``hang_up`` closes what is underneath, once.
+    """Implements :class:`duplex.line.Line`. ``media``: the connection it is carried by, once there is one.
 
     Events are told through ``codec``; client events go to ``session`` once the session has started.
     """
@@ -49,12 +70,9 @@ class WebRtcLine:
         self.gone = asyncio.Event()
         self.reason = ""
         self.session: Session | None = None
-        self.voice = Voice()
-        self.jitter = JitterBuffer(OpusDecoder())
-        self.camera: Camera | None = None
-        self.reports: ReceiverReports | None = None
+        self.media: Media | None = None
+        self.token: str | None = getattr(codec, "resume_token", None)  # with which the call may move
         self.outbox = EventOutbox(max_unsent_events, metrics, lambda: self.lose("the client does not read its events"))
-        self.hang_up: Callable[[], Awaitable[None]] | None = None
         self._codec, self._clock, self._metrics = codec, clock, metrics
         self._max_event_bytes = max_event_bytes
         self._metronome = Metronome()
@@ -63,6 +81,8 @@ class WebRtcLine:
         self._early: list[str | bytes] = []
         self._heard_pts = 0
         self._counted = (0, 0)
+        self._audible_s = float("-inf")  # when something to be heard was sent last
+        self._lost = False
         self._at = At(0, clock.now())
 
     # --- the connection's side ------------------------------------------------------------------------
@@ -71,11 +91,45 @@ class WebRtcLine:
         """Sound may flow; what is heard begins here."""
         self._connected = True
 
+    @property
+    def speaking(self) -> bool:
+        return self._clock.now() - self._audible_s < _SPEAKING_S
+
+    def out_of_touch(self, silent_s: float) -> None:
+        """There has been no sign of the far end for so long."""
+        if self.session is not None and self._started and not self._lost:
+            self._lost = True
+            self.session.request(LoseLine(silent_s))
+
+    def in_touch(self) -> None:
+        """There is again."""
+        if self.session is not None and self._lost:
+            self._lost = False
+            self.session.request(RegainLine())
+
+    def move(self, media: Media) -> Media | None:
+        """Goes on over another connection; returns the one before, to be hung up. What is heard goes on in time."""
+        before, self.media = self.media, media
+        self._metronome.reset()
+        self._counted = (0, 0)
+        return before
+
     def lose(self, reason: str) -> None:
         """The far end is gone, or has to go. The session ends by itself."""
         if not self.closed:
             self.closed, self.reason = True, reason
             self.gone.set()
+
+    def arrive(self, last_event: int) -> None:
+        """The connection that the line moved to is up; its client had ``last_event`` last."""
+        self.outbox.detach()  # from the channel before, which may still look open
+        complete = self.outbox.resend(last_event)
+        self.outbox.put([self._codec.told("duplex.session.resumed", complete=complete)])
+        if self.media is not None and self.media.channel is not None:
+            self.attach(self.media.channel)
+        self._lost = False
+        if self.session is not None and self._started:
+            self.session.request(RegainLine())
 
     @property
     def heard_pts(self) -> int:
@@ -85,7 +139,7 @@ class WebRtcLine:
     def attach(self, channel: RTCDataChannel) -> None:
         """Takes client events from ``channel`` and tells ours there."""
         channel.on("message", self._received)
-        channel.on("close", self.outbox.detach)
+        channel.on("close", lambda: self.outbox.detach(channel))
         self.outbox.attach(channel)
 
     def _received(self, message: str | bytes) -> None:
@@ -125,17 +179,21 @@ class WebRtcLine:
     # --- the session's side ---------------------------------------------------------------------------
 
     def receive(self) -> Sequence[Packet]:
-        if not self._connected:
+        if not self._connected or self.media is None:
             return ()
-        packets = [self.jitter.pop(due_s) for due_s in self._metronome.tick(self._clock.now())]
+        packets = []
+        for due_s in self._metronome.tick(self._clock.now()):
+            packet = self.media.jitter.pop(due_s)
+            # A connection that took over counts from zero; the call goes on.
+            packets.append(packet if packet.pts == self._heard_pts else replace(packet, pts=self._heard_pts))
+            self._heard_pts += PACKET_SAMPLES
         if packets:
-            self._heard_pts = packets[-1].pts + PACKET_SAMPLES
-            self._count()
+            self._count(self.media.jitter)
         return packets
 
-    def _count(self) -> None:
-        stats = self.jitter.stats
-        self._metrics.jitter_depth_s.set(self.jitter.delay_ms / 1000.0)
+    def _count(self, jitter: JitterBuffer) -> None:
+        stats = jitter.stats
+        self._metrics.jitter_depth_s.set(jitter.delay_ms / 1000.0)
         lost, late = self._counted
         if (stats.lost, stats.late) != self._counted:
             self._metrics.packets_lost.inc(stats.lost - lost)
@@ -143,20 +201,25 @@ class WebRtcLine:
             self._counted = (stats.lost, stats.late)
 
     def take_image(self) -> Image | None:
-        return self.camera.take() if self.camera is not None else None
+        return self.media.camera.take() if self.media is not None and self.media.camera is not None else None
 
     def send(self, packet: OutPacket) -> None:
-        if not self.closed:
-            self.voice.put(packet)
+        if self.closed or self.media is None:
+            return
+        if packet.reply_id is not None or packet.aside:
+            self._audible_s = self._clock.now()
+        self.media.voice.put(packet)
 
     def flush(self) -> int:
-        return self.voice.take_back() * PACKET_SAMPLES
+        return self.media.voice.take_back() * PACKET_SAMPLES if self.media is not None else 0
 
     def take_link(self) -> LinkReport | None:
-        return self.reports.take_link() if self.reports is not None else None
+        reports = self.media.reports if self.media is not None else None
+        return reports.take_link() if reports is not None else None
 
     def playout(self) -> PlayoutReport | None:
-        return self.reports.latest if self.reports is not None else None
+        reports = self.media.reports if self.media is not None else None
+        return reports.latest if reports is not None else None
 
     def emit(self, event: Event) -> None:
         self.outbox.put(self._codec.encode(event))
@@ -167,7 +230,7 @@ class WebRtcLine:
         if not self.closed:
             await self.outbox.drained(_GOODBYE_S)
         self.lose(reason)
-        if self.camera is not None:
-            self.camera.close()
-        if self.hang_up is not None:
-            await self.hang_up()
+        if self.media is not None:
+            if self.media.camera is not None:
+                self.media.camera.close()
+            await self.media.hang_up()

@@ -9,6 +9,9 @@ a client cannot make us queue answers without end. The *sender* takes events off
 When the queue is full, the oldest event whose successor makes up for it goes; if there is none (sound and
 what happened in the conversation are never dropped), the client is not reading and the connection ends. So
 it does when one message takes longer than ``STALL_LIMIT_S`` to be taken.
+
+A session may outlive its connection: :mod:`duplex.transport.resume`. Then the line is *parked*: it has no connection,
+its events are kept, and the session stands still until another connection takes the line over.
 """
 
 from __future__ import annotations
@@ -17,8 +20,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,36 +30,44 @@ from duplex.agent import AgentSettings
 from duplex.clock import Clock
 from duplex.errors import DuplexError, InvalidEventError, ProtocolError
 from duplex.events import At, ErrorRaised, Event
-from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Image, Packet
+from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Packet
 from duplex.hub import SessionHub
-from duplex.line import OutPacket, PlayoutReport
+from duplex.line import OutPacket
 from duplex.metrics import Metrics
-from duplex.requests import ClearInput, CommitInput
+from duplex.requests import AcknowledgePlayout, ClearInput, CommitInput, LoseLine, RegainLine
 from duplex.session import Session
-from duplex.transport.pcm import LiveInput
+from duplex.transport.event_ring import EventRing, number_of
+from duplex.transport.locks.caller import current_visit
 from duplex.transport.realtime import DROPPABLE, RealtimeCodec
+from duplex.transport.resume import Held, Resumption, read_resume
+from duplex.transport.session_socket import SessionSocket
+from duplex.transport.socket_line import DRAIN_LIMIT_S, NORMAL, STALL_LIMIT_S, TOO_SLOW, close_websocket
 
 log = logging.getLogger("duplex.websocket")
 
-STALL_LIMIT_S = 5.0
-DRAIN_LIMIT_S = 2.0
 LEAD_PACKETS = 10
 BIG_EVENT_CHARS = 64 * 1024  # decoded off the event loop
-
-NORMAL, TOO_SLOW = 1000, 1008  # RFC 6455, 7.4.1
+LOOK_S = 0.1
+LOST_AFTER_S = 0.6
+"""Of a client that says several times a second how far it has played, and falls silent."""
+_GOODBYES = (1000, 1001, 1005)  # the client meant it: normal, going away, closed without a code (RFC 6455, 7.4.1)
 
 
 @dataclass(slots=True)
 class _Outgoing:
-    """One message to send, or a stretch of silence between two of them (``text`` None) that is not sent."""
+    """One message to send, or a stretch of silence between two of them (``text`` None) that is not sent.
+
+    ``number``: the event's, if it is one to be sent again to a client that lost it.
+    """
 
     text: str | None
     samples: int = 0
     droppable: bool = False
+    number: int = 0
 
 
-class WebSocketLine:
-    """The session's side of one connection. Implements ``duplex.line.Line``."""
+class WebSocketLine(SessionSocket[_Outgoing]):
+    """The session's side of a call by WebSocket. Implements ``duplex.line.Line``."""
 
     def __init__(
         self,
@@ -69,24 +79,20 @@ class WebSocketLine:
         stall_limit_s: float = STALL_LIMIT_S,
         max_input_s: float = 60.0,
     ) -> None:
+        super().__init__(
+            clock, metrics, max_unsent=max_unsent_events, stall_limit_s=stall_limit_s, max_input_s=max_input_s
+        )
         self.codec = codec
-        self.closed = False
-        self.ending: tuple[int, str] | None = None  # close code and reason, once somebody wants an end
-        self.wants_end = asyncio.Event()
+        self.session: Session | None = None
+        self.held: Held | None = None  # the session may outlive the connection
         self.started = asyncio.Event()  # the session told us something: it takes requests now
-        self.drained = asyncio.Event()  # all that was pushed has been heard
-        self.has_room = asyncio.Event()  # the outgoing queue is short enough to read on
-        self.gone = asyncio.Event()  # the connection is over, everything of it
-        self._input = LiveInput(max_input_s)
-        self._clock, self._metrics = clock, metrics
-        self._max_unsent, self._stall_limit_s = max_unsent_events, stall_limit_s
-        self._queue: deque[_Outgoing] = deque()
-        self._queued = asyncio.Event()
-        self._queued_samples = 0
-        self._sending_since_s: float | None = None
+        self.left = asyncio.Event()  # the connection at hand is over for us; a new one may have come
+        self.parked = False
+        self._ring = EventRing(2 * max_unsent_events)
         self._overflowing = False
-        self.drained.set()
-        self.has_room.set()
+        self._lost = False
+        self._message_s = clock.now()  # when the client sent something last
+        self._ack_s = self._audible_s = float("-inf")  # when it said how far it has played; when we sent sound
 
     # --- what the session calls -------------------------------------------------------------------
 
@@ -95,45 +101,68 @@ class WebSocketLine:
         return LEAD_PACKETS
 
     def receive(self) -> Sequence[Packet]:
-        now_s = self._clock.now()
-        if self._sending_since_s is not None and now_s - self._sending_since_s > self._stall_limit_s:
-            self.end(TOO_SLOW, f"The client took nothing for {self._stall_limit_s:g} s.")
-        packets = self._input.receive(now_s)
+        packets = super().receive()
         if len(self._input) < PACKET_SAMPLES:
             self._overflowing = False
-            self.drained.set()
         return packets
-
-    def take_image(self) -> Image | None:
-        return None  # pictures come as conversation items here
 
     def send(self, packet: OutPacket) -> None:
         events = self.codec.encode_audio(packet)
         if events:
             self.tell(events[:-1])
-            self._put(_Outgoing(_dump(events[-1]), PACKET_SAMPLES))
+            self._audible_s = self._clock.now()
+            self.put(_Outgoing(_dump(events[-1]), PACKET_SAMPLES))
         elif self._queued_samples:
             # Silence is not sent, but while sound is still queued it has its place behind it for ``flush``.
-            self._put(_Outgoing(None, PACKET_SAMPLES))
-
-    def flush(self) -> int:
-        taken_back = self._queued_samples
-        if taken_back:
-            self._queue = deque(waiting for waiting in self._queue if not waiting.samples)
-            self._queued_samples = 0
-            self._look_at_room()
-        return taken_back
-
-    def playout(self) -> PlayoutReport | None:
-        return None  # duplex.playback.ack reaches the session as a request
+            self.put(_Outgoing(None, PACKET_SAMPLES))
 
     def emit(self, event: Event) -> None:
         self.tell(self.codec.encode(event))
         self.started.set()
 
     async def close(self, reason: str) -> None:
-        self.end(NORMAL, reason)
-        await self.gone.wait()
+        if self.held is not None:
+            self.held.forget()
+        if self.parked:
+            self.closed = True
+            self.gone.set()
+        await super().close(reason)
+
+    def end_if_stalled(self, now_s: float) -> None:
+        stalled = self._sending_since_s is not None and now_s - self._sending_since_s > self._stall_limit_s
+        if stalled and self.held is not None and self.held.may_wait:
+            self.left.set()  # a network that is gone looks like this; the client may come back by another
+        else:
+            super().end_if_stalled(now_s)
+
+    # --- the queue ----------------------------------------------------------------------------------
+
+    def put(self, waiting: _Outgoing) -> None:
+        if not self.parked:
+            super().put(waiting)
+        elif waiting.text is not None and waiting.number and not self.closed:
+            self._ring.keep(waiting.number, waiting.text)
+
+    def _sound_in(self, waiting: _Outgoing) -> int:
+        return waiting.samples
+
+    def _messages(self, waiting: _Outgoing) -> Iterable[str]:
+        if waiting.text is None:
+            return
+        if waiting.number:
+            self._ring.keep(waiting.number, waiting.text)
+        yield waiting.text
+
+    def _make_room(self) -> bool:
+        for index, waiting in enumerate(self._queue):
+            if waiting.droppable:
+                del self._queue[index]
+                self._metrics.queue_drops.labels("websocket_events").inc()
+                return True
+        return False
+
+    def _too_slow(self) -> str:
+        return f"The client did not keep up: {self._max_unsent} events were waiting for it."
 
     # --- what the connection calls ------------------------------------------------------------------
 
@@ -163,107 +192,181 @@ class WebSocketLine:
     def tell(self, events: Sequence[dict[str, Any]]) -> None:
         """Queues wire events."""
         for event in events:
-            self._put(_Outgoing(_dump(event), droppable=event["type"] in DROPPABLE))
+            droppable = event["type"] in DROPPABLE
+            number = 0 if droppable or "event_id" not in event else number_of(event["event_id"])
+            self.put(_Outgoing(_dump(event), droppable=droppable, number=number))
 
-    def end(self, code: int, reason: str) -> None:
-        """Asks for the end of the connection; the first reason given is the one that counts."""
-        if self.ending is None:
-            self.ending = (code, reason)
-            self.wants_end.set()
-            self._queued.set()
-        if code == TOO_SLOW:
-            self.closed = True
+    # --- a client out of reach ----------------------------------------------------------------------
 
-    async def run_sender(self, websocket: WebSocket) -> None:
-        """Sends what is queued, in order; returns when the end is wanted and everything is out."""
-        while True:
-            while self._queue:
-                outgoing = self._queue.popleft()
-                self._queued_samples -= outgoing.samples
-                self._look_at_room()
-                if outgoing.text is None:
-                    continue
-                self._sending_since_s = self._clock.now()
-                await websocket.send_text(outgoing.text)
-                self._sending_since_s = None
-            if self.ending is not None:
-                return
-            self._queued.clear()
-            await self._queued.wait()
+    def came(self, *, ack: bool = False) -> None:
+        """The client sent something. What we sent meanwhile has reached it too, or will: TCP loses nothing."""
+        self._message_s = self._clock.now()
+        if ack:
+            self._ack_s = self._message_s
+        if self._lost and not self.parked:
+            self._regain(delivered=True)
 
-    def _put(self, outgoing: _Outgoing) -> None:
-        if self.closed:
-            return
-        if len(self._queue) >= self._max_unsent and not self._drop_one():
-            self.end(TOO_SLOW, f"The client did not keep up: {self._max_unsent} events were waiting for it.")
-            return
-        self._queue.append(outgoing)
-        self._queued_samples += outgoing.samples
+    def look(self) -> None:
+        """Judges whether the client is there; to be called every ``LOOK_S``."""
+        now_s = self._clock.now()
+        reports = self._message_s - self._ack_s < 1.0 and now_s - self._audible_s < 1.0
+        if reports and now_s - self._message_s > LOST_AFTER_S:
+            self._lose()
+
+    def park(self) -> None:
+        """Goes on without a connection: sound waits with the session, and events are kept."""
+        self._lose()  # which takes back the sound that has not left yet
+        self.parked = True
+        for waiting in self._queue:
+            if waiting.text is not None and waiting.number:
+                self._ring.keep(waiting.number, waiting.text)
+        self._queue.clear()
+        self._queued_samples, self._sending_since_s = 0, None
+        self.look_at_room()
+
+    def take_over(self, last_event: int, played: tuple[str, float] | None) -> None:
+        """Another connection carries the line from now on. Its client had ``last_event`` last, and has played
+        ``played`` (reply, ms). What it missed is sent again, first of all."""
+        self.parked = False
+        self.left.clear()
+        self._message_s = self._clock.now()
+        again, complete = self._ring.take_after(last_event)
+        self._queue.extend(_Outgoing(text, number=number) for number, text in again)
         self._queued.set()
-        self._look_at_room()
+        self.tell([self.codec.told("duplex.session.resumed", missed=len(again), complete=complete)])
+        if played is not None and self.session is not None:
+            try:
+                self.session.request(AcknowledgePlayout(*played))
+            except ProtocolError as error:
+                self.tell(self.codec.refusal(error, self.at))
+        self._regain(delivered=False)
 
-    def _look_at_room(self) -> None:
-        if len(self._queue) < self._max_unsent // 2:
-            self.has_room.set()
-        else:
-            self.has_room.clear()
+    def _lose(self) -> None:
+        if not self._lost and self.session is not None and self.started.is_set():
+            self._lost = True
+            self.session.request(LoseLine(self._clock.now() - self._message_s))
 
-    def _drop_one(self) -> bool:
-        for index, waiting in enumerate(self._queue):
-            if waiting.droppable:
-                del self._queue[index]
-                self._metrics.queue_drops.labels("websocket_events").inc()
-                return True
-        return False
+    def _regain(self, *, delivered: bool) -> None:
+        if self._lost and self.session is not None:
+            self._lost = False
+            self.session.request(RegainLine(delivered))
 
 
-async def serve_websocket(websocket: WebSocket, hub: SessionHub, make_codec: Callable[[], RealtimeCodec]) -> None:
-    """Holds one conversation on a connection that is not accepted yet. Raises ``AgentFullError`` before accepting."""
+async def serve_websocket(
+    websocket: WebSocket,
+    hub: SessionHub,
+    make_codec: Callable[[], RealtimeCodec],
+    resumption: Resumption | None = None,
+) -> None:
+    """Holds one conversation on a connection that is not accepted yet. Raises ``AgentFullError`` before accepting.
+
+    ``resumption``: who keeps sessions whose connection was lost; without it they end.
+    """
+    if resumption is not None and "resume" in websocket.query_params:
+        await _resume(websocket, resumption)
+        return
     reservation = hub.reserve()
     try:
-        offered: list[str] = websocket.scope.get("subprotocols", [])
-        await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
+        await _accept(websocket)
         line = WebSocketLine(make_codec(), hub.clock, hub.metrics, max_unsent_events=hub.config.max_unsent_events)
-        await _converse(websocket, line, hub.open(line, AgentSettings(), reservation))
+        line.session = hub.open(line, AgentSettings(), reservation)
+        if resumption is not None:
+            line.held = resumption.hold(line.session.id, line, line.codec.resume_token, _key_id())
+        await _converse(websocket, line, line.session)
     finally:
         reservation.release()
 
 
+async def _accept(websocket: WebSocket) -> None:
+    offered: list[str] = websocket.scope.get("subprotocols", [])
+    await websocket.accept(subprotocol="realtime" if "realtime" in offered else None)
+
+
+def _key_id() -> str | None:
+    visit = current_visit()
+    return None if visit is None or visit.caller.key is None else visit.caller.key.key_id
+
+
+async def _resume(websocket: WebSocket, resumption: Resumption) -> None:
+    """A connection that says it goes on with a session: what comes first has to prove it."""
+    await _accept(websocket)
+    try:
+        asked = await read_resume(websocket)
+        line = resumption.find(asked, _key_id())
+    except ProtocolError as error:
+        told = {"type": "invalid_request_error", "code": error.code, "message": str(error), "param": error.param}
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+            await websocket.send_text(_dump({"type": "error", "event_id": "event_0", "error": told}))
+        await close_websocket(websocket, TOO_SLOW, str(error))
+        return
+    assert isinstance(line, WebSocketLine)
+    assert line.session is not None
+    while not line.parked and not line.closed:  # the connection before, which looked well to us
+        line.left.set()
+        await asyncio.sleep(0.01)
+    if line.closed:
+        await close_websocket(websocket, TOO_SLOW, "The session is over.")
+        return
+    visit = current_visit()
+    if visit is not None and visit.place is not None:
+        visit.place.begin()
+    if line.held is not None:
+        line.held.resumed()
+    line.take_over(asked.last_event, asked.played)
+    await _converse(websocket, line, line.session)
+
+
 async def _converse(websocket: WebSocket, line: WebSocketLine, session: Session) -> None:
+    """Carries the line until it ends, or the connection does; then the line may be parked."""
     sender = asyncio.create_task(line.run_sender(websocket), name="websocket sender")
     reader = asyncio.create_task(_read(websocket, line, session), name="websocket reader")
+    looking = asyncio.create_task(_look(line), name="websocket watch")
     ending = asyncio.create_task(line.wants_end.wait(), name="websocket end")
-    tasks: list[asyncio.Task[Any]] = [sender, reader, ending]
+    left = asyncio.create_task(line.left.wait(), name="websocket left")
+    tasks: list[asyncio.Task[Any]] = [sender, reader, ending, left, looking]
+    parked = False
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if line.ending is not None and not line.closed and not reader.done():
             await asyncio.wait([sender], timeout=DRAIN_LIMIT_S)
     finally:
-        line.closed = True
+        meant = reader.done() and not reader.cancelled() and not reader.exception() and reader.result() in _GOODBYES
+        parked = line.ending is None and not line.closed and not meant and line.held is not None and line.held.wait()
+        if parked:
+            line.park()
+        else:
+            line.closed = True
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
-            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect) and not parked:
                 log.error("a WebSocket connection failed: %s", result, exc_info=result)
         code, reason = line.ending or (NORMAL, "")
-        if code == TOO_SLOW:
+        if parked:
+            code, reason = TOO_SLOW, "The connection was lost; the session waits to be resumed."
+        elif code == TOO_SLOW:
             log.warning("closed a WebSocket connection: %s", reason)
-        # RuntimeError: the far end closed first. The limit: a client that does not read takes no goodbye either.
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
-            async with asyncio.timeout(DRAIN_LIMIT_S):
-                await websocket.close(code, _fitting(reason))
-        line.gone.set()
+        await close_websocket(websocket, code, reason)
+        if not parked:
+            line.gone.set()
 
 
-async def _read(websocket: WebSocket, line: WebSocketLine, session: Session) -> None:
-    """Reads until the far end is gone."""
+async def _look(line: WebSocketLine) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        line.look()
+
+
+async def _read(websocket: WebSocket, line: WebSocketLine, session: Session) -> int:
+    """Reads until the far end is gone; returns the code it left with."""
     await line.started.wait()
     while True:
         await line.has_room.wait()
         message = await websocket.receive()
         if message["type"] != "websocket.receive":
-            return
+            # uvicorn says 1005 of a connection that broke, too, but then without a reason, empty or not.
+            return int(message.get("code") or 1005) if "reason" in message else 1006
         if line.ending is not None:
             continue
         try:
@@ -277,6 +380,7 @@ async def _read(websocket: WebSocket, line: WebSocketLine, session: Session) -> 
 async def _handle(message: Any, line: WebSocketLine, session: Session) -> None:
     text = message.get("text")
     codec = line.codec
+    line.came()
     if text is None:
         codec.client_event_id = None
         raise InvalidEventError(
@@ -292,6 +396,8 @@ async def _handle(message: Any, line: WebSocketLine, session: Session) -> None:
         await line.drained.wait()  # "this was my turn" means all that was sent before it
     if isinstance(request, ClearInput):
         line.forget_input()
+    if isinstance(request, AcknowledgePlayout):
+        line.came(ack=True)
     if request is not None:
         session.request(request, codec.client_event_id)
     line.tell(codec.answers())
@@ -299,8 +405,3 @@ async def _handle(message: Any, line: WebSocketLine, session: Session) -> None:
 
 def _dump(event: dict[str, Any]) -> str:
     return json.dumps(event, separators=(",", ":"))
-
-
-def _fitting(reason: str) -> str:
-    """A close frame holds 123 bytes of reason."""
-    return reason.encode("utf-8")[:123].decode("utf-8", "ignore")

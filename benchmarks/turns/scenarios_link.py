@@ -40,6 +40,7 @@ from duplex.recording import Recording, Span, starts_ms, turn_heard
 LOSSES = (0.01, 0.05, 0.10)
 _UNDERRUNS = "duplex_underruns_total"
 AGAIN_WITHIN_MS = 2_000.0
+_HEARD_AGAIN_MS = 500.0  # long enough for the recording to call it speech
 
 
 def _needs_a_network(bench: Bench) -> None:
@@ -197,6 +198,7 @@ async def _outage(bench: Bench, number: int) -> Trial:
         back_ms = call.now_ms
         spoken = await _spoken_by(call, back_ms) if number % 2 else False
         if spoken:
+            await call.wait_ms(_HEARD_AGAIN_MS)
             call.send({"type": "response.cancel"})
             await call.wait_quiet(500.0, timeout_s=10.0)
         asked = await say(call, second)
@@ -221,7 +223,9 @@ async def _outage(bench: Bench, number: int) -> Trial:
     span = Span(cut_ms - 2000.0, recording.duration_ms)
     name = f"{second.name}, {'speaking' if number % 2 else 'silent'}"
     failed = f"failed: {', '.join(wrong)}" if wrong else None
-    return Trial(22, seed_of(bench, 22, number), name, values, recording, span, failed)
+    noticed = [(round(e.at_ms), e.type) for e in recording.events if e.type.startswith("duplex.line.")]
+    details = {"cut_ms": round(cut_ms), "back_ms": round(back_ms), "line": noticed}
+    return Trial(22, seed_of(bench, 22, number), name, values, recording, span, failed, details=details)
 
 
 async def _spoken_by(call: Call, back_ms: float) -> bool:

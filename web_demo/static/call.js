@@ -24,9 +24,11 @@ export class Call extends EventTarget {
   retryInS = null;
   connection = null;
   stream = null; // the microphone
+  wentOn = false; // the newest connection goes on with the session of the one before
   liveSince = null; // performance.now() of the first connection of this call
   #wanted = 0; // counts up with every start and hang-up, so that what belonged to an older call notices
   #wake = null;
+  #dropped = null; // the connection that was lost last, whose session may go on over another
   #cameraTrack = null;
   #deviceId = null;
   #muted = false;
@@ -71,6 +73,8 @@ export class Call extends EventTarget {
     this.#wanted += 1;
     this.connection?.close({ keepalive });
     this.connection = null;
+    this.#dropped?.close({ keepalive });
+    this.#dropped = null;
     this.#release();
     this.#wake?.();
     this.#set("idle");
@@ -124,15 +128,25 @@ export class Call extends EventTarget {
       const dropped = new Promise((resolve) => connection.addEventListener("dropped", resolve, { once: true }));
       let failure;
       try {
-        await connection.open({ stream: this.stream, cameraTrack: this.#cameraTrack });
+        const resume = this.#dropped?.resume ?? null;
+        await connection.open({ stream: this.stream, cameraTrack: this.#cameraTrack, resume });
         if (mine !== this.#wanted) return connection.close();
+        this.wentOn = resume !== null;
+        this.#dropped?.leave();
+        this.#dropped = null;
         this.liveSince ??= performance.now();
         attempt = 0;
         this.#set("live");
         await dropped;
+        this.#dropped = connection.resume ? connection : null;
         failure = new CallProblem("dropped");
       } catch (error) {
         failure = error;
+        if (error.refused && this.#dropped) {
+          this.#dropped.leave(); // its session is over: the next one is new
+          this.#dropped = null;
+          failure = new CallProblem("dropped");
+        }
       }
       if (mine !== this.#wanted) return;
       this.connection = null;

@@ -19,13 +19,25 @@ export class Connection extends EventTarget {
   #location = null;
   #closed = false;
   #opened = false;
+  #dropped = false;
   #dropTimer = 0;
+  #token = null; // with which another connection may go on with the session
+  #lastEventId = null;
 
   audio = null; // RTCRtpTransceiver
   video = null;
 
-  /** Connect. `stream` holds the microphone, or is null to take part by typing. Throws CallProblem. */
-  async open({ stream, cameraTrack }) {
+  /** What another connection needs to go on with this one's session; null if it cannot. */
+  get resume() {
+    if (!this.#token || !this.#location) return null;
+    return { token: this.#token, lastEventId: this.#lastEventId, location: this.#location };
+  }
+
+  /**
+   * Connect. `stream` holds the microphone, or is null to take part by typing. `resume`, of a connection that dropped:
+   * go on with its session. Throws CallProblem.
+   */
+  async open({ stream, cameraTrack, resume = null }) {
     if (!globalThis.RTCPeerConnection) throw new CallProblem("unsupported");
     const iceServers = await this.#iceServers();
     if (this.#closed) throw new CallProblem("closed");
@@ -56,7 +68,8 @@ export class Connection extends EventTarget {
       await pc.setLocalDescription(await pc.createOffer());
       await gathered(pc);
       if (this.#closed) throw new CallProblem("closed");
-      const answer = await this.#exchange(pc.localDescription.sdp);
+      const { sdp } = pc.localDescription;
+      const answer = await (resume ? this.#move(resume, sdp) : this.#exchange(sdp));
       if (this.#closed) throw new CallProblem("closed");
       try {
         await pc.setRemoteDescription({ type: "answer", sdp: answer });
@@ -65,7 +78,8 @@ export class Connection extends EventTarget {
       }
       await open;
     } catch (error) {
-      this.close();
+      if (resume) this.leave(); // the call is still there for the next try
+      else this.close();
       throw error;
     }
     this.#opened = true;
@@ -88,14 +102,19 @@ export class Connection extends EventTarget {
   /** Hang up. `keepalive` lets the request outlive the page. */
   close({ keepalive = false } = {}) {
     if (this.#closed) return;
-    this.#closed = true;
-    clearTimeout(this.#dropTimer);
-    this.#channel?.close();
-    this.#pc?.close();
+    this.leave();
     if (this.#location) {
       // Best effort: without it the server notices by itself, later.
       fetch(this.#location, { method: "DELETE", headers: authorization(), keepalive }).catch(() => {});
     }
+  }
+
+  /** Let go of the connection, and leave the call to another. */
+  leave() {
+    this.#closed = true;
+    clearTimeout(this.#dropTimer);
+    this.#channel?.close();
+    this.#pc?.close();
   }
 
   /** The STUN and TURN servers that lead to this server, with credentials of our own. None where it names none. */
@@ -121,6 +140,25 @@ export class Connection extends EventTarget {
       fetch(this.#location, { method: "DELETE", headers: authorization(), keepalive: true }).catch(() => {});
     }
     return answer;
+  }
+
+  /** Has the session of another connection go on over this one. */
+  async #move(resume, sdp) {
+    this.#location = resume.location;
+    this.#token = resume.token;
+    this.#lastEventId = resume.lastEventId;
+    const body = new FormData();
+    body.set("sdp", sdp);
+    body.set("session", JSON.stringify({ duplex: { resume_token: resume.token, last_event_id: resume.lastEventId } }));
+    let response;
+    try {
+      const signal = AbortSignal.timeout(ANSWER_MS);
+      response = await fetch(resume.location, { method: "PATCH", headers: authorization(), body, signal });
+    } catch (error) {
+      throw new CallProblem("gone", { message: error.message });
+    }
+    if (!response.ok) throw Object.assign(await fromResponse(response), { refused: response.status < 500 });
+    return response.text();
   }
 
   async #offer(sdp) {
@@ -161,6 +199,8 @@ export class Connection extends EventTarget {
       console.warn("the server sent something that is not JSON", data);
       return;
     }
+    if (event?.type === "session.created") this.#token = event.session?.duplex?.resume_token ?? null;
+    if (typeof event?.event_id === "string") this.#lastEventId = event.event_id;
     if (typeof event?.type === "string") this.dispatchEvent(new CustomEvent("event", { detail: event }));
   }
 
@@ -172,8 +212,11 @@ export class Connection extends EventTarget {
   }
 
   #drop() {
-    if (this.#closed || !this.#opened) return;
-    this.close();
+    if (this.#closed || !this.#opened || this.#dropped) return;
+    this.#dropped = true;
+    clearTimeout(this.#dropTimer);
+    // A goodbye now would end the call, if it got through; another connection may go on with it.
+    if (!this.resume) this.close();
     this.dispatchEvent(new Event("dropped"));
   }
 }

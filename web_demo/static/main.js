@@ -88,7 +88,7 @@ call.addEventListener("status", () => {
     replyWanted = false;
     notice.hide();
     byId("welcome").hidden = true;
-    if (wasLive) captions.divider("Reconnected. The agent starts afresh.");
+    if (wasLive) captions.divider(call.wentOn ? "Reconnected." : "Reconnected. The agent starts afresh.");
     wasLive = true;
     setFloor("listening", "idle");
     if (["instructions", "voice", "turn-taking"].some((id) => byId(id).value)) applySession();
