@@ -218,6 +218,23 @@ def test_two_workers_serve_two_streams_but_never_one_stream_twice() -> None:
     room.engine.close()
 
 
+def test_a_final_that_has_not_begun_gives_way_to_a_newer_one_of_its_stream(room: Room) -> None:
+    room.puppet.hold = True
+    stream, other = room.open("a"), room.open("b")
+    stream.push(tone(1.0))
+    stream.request("final", 1)
+    running = room.next_call()
+    other.push(tone(0.5))
+    other.request("final", 2)
+    for request_id in (3, 4, 5):
+        stream.push(tone(0.5))
+        stream.request("final", request_id)
+    room.puppet.hold = False
+    running.go.set()
+    told = [room.next_told() for _ in range(3)]
+    assert told == [("a", 1, "<10>"), ("b", 2, "<5>"), ("a", 5, "<25>")]
+
+
 def test_a_recognition_that_finished_too_late_is_dropped(room: Room) -> None:
     room.puppet.hold = room.puppet.deaf = True
     stream, other = room.open(), room.open("other")

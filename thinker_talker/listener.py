@@ -61,8 +61,8 @@ class ListenerStream(Protocol):
 
         ``commands``: a command to stop is to be expected, and what is nearly one is taken for it.
 
-        A final is always answered, before any partial of any session; a partial gives way to a newer
-        request of the same stream, and is then not answered.
+        A final is answered before any partial of any session. A partial gives way to a newer request of the
+        same stream, a final that has not begun to a newer final, and is then not answered.
         """
         ...
 

@@ -2,8 +2,8 @@
 
 Theory of operation. Streams only append audio and file requests; ``workers`` threads take the requests
 in the order *finals, partials, upkeep* and run the model. At most one request of a stream runs at a
-time, so what is frozen only moves forward. A stream has at most one partial (or upkeep) waiting: a
-newer request takes its place. When a final arrives and no worker is free, one running partial is
+time, so what is frozen only moves forward. A stream has at most one final and one partial (or upkeep)
+waiting: a newer request takes its place. When a final arrives and no worker is free, one running partial is
 aborted and, unless a newer request of its stream has replaced it, waits again; what it had recognised
 so far becomes the draft of the next attempt. So a final waits for one operation of the model, not for
 a whole transcription. Upkeep is a partial nobody asked for: it freezes a long utterance as it grows,
@@ -165,6 +165,9 @@ class ThreadedListener:
                 return  # that will do the upkeep
             self._others = deque(other for other in self._others if other.stream is not job.stream)
             if job.kind == "final":
+                # Who pauses often asks often: only the newest words are still wanted, and older requests that have not
+                # begun would make it late.
+                self._finals = deque(other for other in self._finals if other.stream is not job.stream)
                 self._finals.append(job)
                 self._make_way(job)
             elif job.request_id is None:
