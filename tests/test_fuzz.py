@@ -31,12 +31,16 @@ INPUTS = 150
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What is logged and warned of is right, and would fill pages."""
+    """What is logged and warned of is right, and would fill pages. What targets hush is put back for other tests."""
+    loggers = [logging.getLogger(name) for name in ("duplex", "aioice")]
+    levels = [logger.level for logger in loggers]
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
     logging.disable(logging.NOTSET)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def the_findings(name: str, inputs: int) -> list[str]:
