@@ -15,6 +15,8 @@ from duplex.requests import AnnounceEnd
 
 log = logging.getLogger("duplex.drain")
 
+LOOK_S = 0.5
+
 
 class Farewell:
     """``ask`` it from a signal's handler; for one event loop."""
@@ -47,8 +49,11 @@ async def drain(hub: SessionHub, deadline_s: float, at_once: asyncio.Event) -> b
             session.request(AnnounceEnd(deadline_s))
     empty = asyncio.ensure_future(hub.empty.wait())
     hurry = asyncio.ensure_future(at_once.wait())
+    ends_s = hub.clock.now() + deadline_s
     try:
-        await asyncio.wait((empty, hurry), timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        while not (empty.done() or hurry.done()) and (left_s := ends_s - hub.clock.now()) > 0.0:
+            await asyncio.wait((empty, hurry), timeout=min(left_s, LOOK_S), return_when=asyncio.FIRST_COMPLETED)
+            hub.let_go("the server is stopping")  # whoever has gone meanwhile keeps nobody waiting either
     finally:
         empty.cancel()
         hurry.cancel()
