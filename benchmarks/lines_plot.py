@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from duplex.timeline import FAINT, INK, PAPER, QUIET, installed_fonts
+from duplex.benchmarks.plot_rows import in_rows
+from duplex.timeline import INK, PAPER, QUIET, installed_fonts
 
 _COLOURS = ("#1c2330", "#c8372d", "#5b8def", "#f0b429", "#2fae9f")
 _ROW_PX, _WIDTH_PX, _TOP_PX, _BOTTOM_PX = 46, 1600, 118, 58
@@ -79,17 +80,7 @@ def _draw(axes: object, panel: Sequence[Row], unit: str, series: Sequence[str], 
     )
     lowest = min([0.0, *(dot.value if dot.low is None else dot.low for row in panel for dot in row.dots)])
     axes.set_xlim(lowest * 1.06, highest * 1.06 or 1.0)
-    axes.set_ylim(len(panel), 0)
-    axes.set_yticks([])
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(axis="x", colors=QUIET, labelsize=9)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(unit, color=QUIET, family=family, fontsize=10)
-    for tick in axes.get_xticklabels():
-        tick.set_fontfamily(family)
+    in_rows(axes, len(panel), unit, family)
     for at, row in enumerate(panel):
         axes.text(
             -0.02, at + 0.5, row.label, transform=axes.get_yaxis_transform(), ha="right", va="center",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duplex.timeline import FAINT, INK, PAPER, QUIET, installed_fonts
+from duplex.benchmarks.plot_rows import in_rows
+from duplex.timeline import INK, PAPER, QUIET, installed_fonts
 
 if TYPE_CHECKING:
     from duplex.benchmarks.voice import Measure
@@ -45,17 +46,7 @@ def save_distributions(measures: Sequence[Measure], path: Path, *, subtitle: str
     limits = [limit for measure in shown for limit, _aim in measure.limits.values()]
     right = max([*(value for measure in shown for value in measure.values), *limits]) * 1.06
     axes.set_xlim(0, right)
-    axes.set_ylim(len(shown), 0)
-    axes.set_yticks([])
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(axis="x", colors=QUIET, labelsize=9)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for tick in axes.get_xticklabels():
-        tick.set_fontfamily(family)
-    axes.set_xlabel("ms", color=QUIET, family=family, fontsize=10)
+    in_rows(axes, len(shown), "ms", family)
     figure.text(
         24 / _WIDTH_PX, 1 - 40 / height, "duplex bench voice", fontsize=17, weight="bold", color=INK, family=family
     )

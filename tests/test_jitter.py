@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duplex.concealment import FADE_END_MS, HISTORY, Concealer, compress, expand
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Origin, Packet, Samples
-from duplex.transport.concealment import FADE_END_MS, HISTORY, Concealer, compress, expand
 from duplex.transport.jitter import JitterBuffer, JitterSettings, signed_difference
 
 TRANSIT_S = 0.03

@@ -102,6 +102,8 @@ class _Stretch:
     overlap: bool = False  # it began over our own voice
     our_question: bool = False
     line_echoes: bool = False
+    own_share_of: tuple[str, str] = ("", "")  # words and what we say, and the share of the first in the second
+    own_share: float = 0.0
     final_text: str | None = None  # words up to the current pause
     partial_text: str = ""
     confidence: float = 0.0
@@ -349,7 +351,7 @@ class TurnPredictor:
             echo=stretch.echo / max(1, stretch.voiced_samples + stretch.echo_samples),
             below_usual_db=below_db if self.usual.known else None,
             our_question=stretch.our_question,
-            own_words=own_share(stretch.words, self._saying) if stretch.line_echoes else 0.0,
+            own_words=self._own_share(stretch) if stretch.line_echoes else 0.0,
             line_echoes=stretch.line_echoes,
         )
         self._overlap = overlap_logits(overlap, o)
@@ -363,6 +365,13 @@ class TurnPredictor:
             case _:
                 return User.SPEAKING if quiet_s < o.pause_s - 1e-6 else User.PAUSED_INCOMPLETE
         return decided
+
+    def _own_share(self, stretch: _Stretch) -> float:
+        """It is compared once, and not in every window in which nothing of it has changed."""
+        compared = (stretch.words, self._saying)
+        if stretch.own_share_of != compared:
+            stretch.own_share_of, stretch.own_share = compared, own_share(*compared)
+        return stretch.own_share
 
     # --- state -----------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections import deque
@@ -30,6 +29,7 @@ from duplex.requests import PressKey
 from duplex.session import Session
 from duplex.transport import audiosocket_wire as wire
 from duplex.transport.audiosocket_line import AudioSocketLine
+from duplex.transport.locks.caller import Network, is_in, networks
 from duplex.transport.socket_line import STALL_LIMIT_S
 from duplex.transport.telephone import TelephoneLine
 
@@ -41,6 +41,7 @@ FIRST_SOUND_LIMIT_S = 1.0
 DEFAULT_RATE_HZ = 8_000
 GOODBYE_LIMIT_S = 2.0
 MAX_KEYS_WAITING = 32
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, times
 
 OpenSession = Callable[[TelephoneLine, AgentSettings, Reservation], Session]
@@ -63,7 +64,7 @@ class AudioSocketServer:
     ) -> None:
         self.hub, self.config, self.stall_limit_s = hub, config.audiosocket, stall_limit_s
         self.open_session = open_session or hub.open
-        self._allowed = _networks(self.config)
+        self._allowed = _callers(self.config)
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -121,18 +122,13 @@ class AudioSocketServer:
             writer.transport.abort()
 
     def _may_call(self, address: str) -> bool:
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        return ip.is_loopback or any(ip.version == network.version and ip in network for network in self._allowed)
+        return is_in(address, self._allowed)
 
 
-def _networks(config: AudioSocketConfig) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+def _callers(config: AudioSocketConfig) -> tuple[Network, ...]:
+    """Who may call: this machine always."""
     try:
-        return [ipaddress.ip_network(name, strict=False) for name in config.callers]
+        return networks((*_LOOPBACK, *config.callers))
     except ValueError as error:
         raise ConfigError(
             f"Setting 'audiosocket.callers': {error}. Name addresses or networks, as 192.0.2.7."

@@ -34,8 +34,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from duplex.concealment import HISTORY, Concealer, compress, expand
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Origin, Packet, Samples, ms_to_samples, samples_to_ms, silence
-from duplex.transport.concealment import HISTORY, Concealer, compress, expand
 
 RTP_CLOCK_HZ = 48_000  # Opus over RTP always counts at 48 kHz (RFC 7587)
 _UNITS = RTP_CLOCK_HZ // SAMPLE_RATE_HZ

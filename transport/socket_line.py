@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -88,31 +88,43 @@ async def hold_connection(
     websocket: WebSocket,
     line: SocketLine[Any],
     *,
-    reader: Coroutine[Any, Any, None],
+    reader: Coroutine[Any, Any, Any],
     sender: Coroutine[Any, Any, None],
     log: logging.Logger,
+    also: Sequence[Coroutine[Any, Any, Any]] = (),
+    parks: Callable[[asyncio.Task[Any]], bool] = lambda reading: False,
 ) -> None:
-    """Runs both until the far end is gone or the line wants an end, drains what is queued, and closes."""
+    """Runs both until the far end is gone or the line wants an end, drains what is queued, and closes.
+
+    ``also``: what else runs meanwhile, and whose end is the connection's. ``parks`` is asked then, with the reader's
+    task, whether the line goes on without this connection.
+    """
     sending = asyncio.create_task(sender, name="socket sender")
     reading = asyncio.create_task(reader, name="socket reader")
     ending = asyncio.create_task(line.wants_end.wait(), name="socket end")
-    tasks: list[asyncio.Task[Any]] = [sending, reading, ending]
+    tasks: list[asyncio.Task[Any]] = [sending, reading, ending, *(asyncio.create_task(work) for work in also)]
+    parked = False
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if line.ending is not None and not line.closed and not reading.done():
             await asyncio.wait([sending], timeout=DRAIN_LIMIT_S)
     finally:
-        line.closed = True
+        parked = parks(reading)
+        if not parked:
+            line.closed = True
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect) and not parked:
                 log.error("a connection failed: %s", result, exc_info=result)
         code, reason = line.ending or (NORMAL, "")
-        if code != NORMAL:
+        if parked:
+            code, reason = TOO_SLOW, "The connection was lost; the session waits to be resumed."
+        elif code != NORMAL:
             log.warning("closed a connection: %s", reason)
         await close_websocket(websocket, code, reason)
-        line.gone.set()
+        if not parked:
+            line.gone.set()
 
 
 async def close_websocket(websocket: WebSocket, code: int, reason: str) -> None:

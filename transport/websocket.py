@@ -41,7 +41,7 @@ from duplex.transport.locks.caller import current_visit
 from duplex.transport.realtime import DROPPABLE, RealtimeCodec
 from duplex.transport.resume import Held, Resumption, read_resume
 from duplex.transport.session_socket import SessionSocket
-from duplex.transport.socket_line import DRAIN_LIMIT_S, NORMAL, STALL_LIMIT_S, TOO_SLOW, close_websocket
+from duplex.transport.socket_line import STALL_LIMIT_S, TOO_SLOW, close_websocket, hold_connection
 
 log = logging.getLogger("duplex.websocket")
 
@@ -318,38 +318,24 @@ async def _resume(websocket: WebSocket, resumption: Resumption) -> None:
 
 async def _converse(websocket: WebSocket, line: WebSocketLine, session: Session) -> None:
     """Carries the line until it ends, or the connection does; then the line may be parked."""
-    sender = asyncio.create_task(line.run_sender(websocket), name="websocket sender")
-    reader = asyncio.create_task(_read(websocket, line, session), name="websocket reader")
-    looking = asyncio.create_task(_look(line), name="websocket watch")
-    ending = asyncio.create_task(line.wants_end.wait(), name="websocket end")
-    left = asyncio.create_task(line.left.wait(), name="websocket left")
-    tasks: list[asyncio.Task[Any]] = [sender, reader, ending, left, looking]
-    parked = False
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if line.ending is not None and not line.closed and not reader.done():
-            await asyncio.wait([sender], timeout=DRAIN_LIMIT_S)
-    finally:
-        meant = reader.done() and not reader.cancelled() and not reader.exception() and reader.result() in _GOODBYES
-        parked = line.ending is None and not line.closed and not meant and line.held is not None and line.held.wait()
-        if parked:
-            line.park()
-        else:
-            line.closed = True
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect) and not parked:
-                log.error("a WebSocket connection failed: %s", result, exc_info=result)
-        code, reason = line.ending or (NORMAL, "")
-        if parked:
-            code, reason = TOO_SLOW, "The connection was lost; the session waits to be resumed."
-        elif code == TOO_SLOW:
-            log.warning("closed a WebSocket connection: %s", reason)
-        await close_websocket(websocket, code, reason)
-        if not parked:
-            line.gone.set()
+    await hold_connection(
+        websocket,
+        line,
+        reader=_read(websocket, line, session),
+        sender=line.run_sender(websocket),
+        log=log,
+        also=(_look(line), line.left.wait()),
+        parks=lambda reading: _parks(line, reading),
+    )
+
+
+def _parks(line: WebSocketLine, reading: asyncio.Task[int]) -> bool:
+    """Parks the line, unless somebody meant it to end."""
+    meant = reading.done() and not reading.cancelled() and not reading.exception() and reading.result() in _GOODBYES
+    if meant or line.ending is not None or line.closed or line.held is None or not line.held.wait():
+        return False
+    line.park()
+    return True
 
 
 async def _look(line: WebSocketLine) -> None:

@@ -116,7 +116,7 @@ def address_of(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Networ
     believed from the right, as long as the one who says it is trusted; what stands left of that anybody may write.
     """
     address = peer
-    if not trusted or not _is_in(address, trusted):
+    if not trusted or not is_in(address, trusted):
         return address
     said = [hop.strip() for value in forwarded_for for hop in value.split(",")][-_MAX_HOPS:]
     for hop in reversed(said):
@@ -124,7 +124,7 @@ def address_of(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Networ
         if named is None:
             return address
         address = named
-        if not _is_in(address, trusted):
+        if not is_in(address, trusted):
             return address
     return address
 
@@ -142,7 +142,8 @@ def account_address(address: str) -> str:
     return str(ip)
 
 
-def _is_in(address: str, among: Sequence[Network]) -> bool:
+def is_in(address: str, among: Sequence[Network]) -> bool:
+    """Whether it is of one of the networks; an IPv4 address that came as an IPv6 one is that IPv4 address."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
