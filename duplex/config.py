@@ -71,11 +71,11 @@ class LimitsConfig(Settings):
     sessions_per_address: int | None = Field(None, ge=0, description="of callers without a key of the server")
     calls_per_minute_per_key: float | None = Field(None, ge=0)
     calls_per_minute_per_address: float | None = Field(None, ge=0)
-    bytes_per_minute: float | None = Field(None, ge=0, description="a key or address may send by WebSocket")
+    bytes_per_minute: float | None = Field(None, ge=0, description="a key or address may send, sound and pictures too")
     failures_per_minute: float | None = Field(None, ge=0, description="wrong keys from one address")
     session_s: float | None = Field(None, ge=0, description="how long a session may last")
     idle_s: float | None = Field(None, ge=0, description="nobody says or does anything for so long")
-    connection_bytes_per_s: float = Field(1024 * 1024, ge=1024, description="more is slowed down")
+    connection_bytes_per_s: float = Field(1024 * 1024, ge=1024, description="more is slowed down, or dropped by WebRTC")
     connection_events_per_s: float = Field(200.0, ge=1, description="more is slowed down, or refused by WebRTC")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from duplex.errors import ConfigError, LimitError, ProtocolError
 from duplex.exposure import is_loopback, key_file_of, limits_in_force
 from duplex.hub import SessionHub
 from duplex.limits import Accounts, Allowance, Place, TokenBucket
+from duplex.metrics import Metrics
 from duplex.requests import AddMessage, UpdateSettings
 from duplex.session import Session
 from duplex.testing import LoopbackLine, ScriptedAgent, ScriptedReply, ScriptedTiming, run_virtual, tone
 from duplex.transport.data_channel import unread_limit_passed
 from duplex.transport.locks.caller import Caller, Meter, Visit, begin_visit
 from duplex.transport.locks.metered_codec import MAX_REFUSED, MeteredCodec
+from duplex.transport.locks.metered_tap import MeteredTap
 from duplex.transport.locks.watched_line import WatchedLine, watched
 from duplex.transport.realtime import RealtimeCodec, SessionDefaults
 
@@ -356,6 +359,29 @@ def test_bytes_count_for_the_connection_and_for_the_account() -> None:
     alone = Meter(1000, 1e6, (), 0.0)
     assert alone.wait_s(int(1000 * Meter.BURST_S), 0.0) == 0
     assert alone.wait_s(500, 0.0) == pytest.approx(0.5)
+
+
+def test_packets_are_counted_and_those_too_many_dropped_until_the_debt_is_paid() -> None:
+    now_s = 0.0
+    mine = Accounts().account("me", Allowance("this key", bytes_per_minute=6000), 0)
+    taken: list[Any] = []
+
+    class Taker:
+        def add(self, packet: Any) -> tuple[bool, None]:
+            taken.append(packet)
+            return True, None
+
+    metrics = Metrics()
+    tap = MeteredTap(Taker(), Meter(1000, 1e6, [mine], 0.0), lambda: now_s, metrics)
+    packet = SimpleNamespace(payload=bytes(100))
+    asked = [tap.add(packet) for _ in range(100)]
+    assert len(taken) == 61, "a minute's worth, and the packet that goes over it"
+    assert asked == [(True, None)] * 61 + [(False, None)] * 39
+    assert metrics.queue_drops.labels("rtp")._value.get() == 39
+    now_s = 0.9
+    assert tap.add(packet) == (False, None), "what was dropped is no debt, but the last that was taken is"
+    now_s = 1.01
+    assert tap.add(packet) == (True, None)
 
 
 async def test_half_messages_are_held_only_so_long() -> None:

@@ -30,6 +30,7 @@ from duplex.testing import ScriptedAgent, ScriptedReply, load_echo_agent, tone
 from duplex.transport import far_end, webrtc
 from duplex.transport.data_channel import EventOutbox
 from duplex.transport.liveness import answers, ice_of
+from duplex.transport.locks.caller import Caller, Meter, Visit, begin_visit
 from duplex.transport.metronome import Metronome
 from duplex.transport.realtime import RealtimeCodec, SessionDefaults
 from duplex.transport.receiver_reports import FAR_END_MS, ReceiverReports, playout_from_report
@@ -251,6 +252,20 @@ async def test_lost_packets_are_counted_and_leave_no_delay(monkeypatch: pytest.M
         assert pitch_hz(heard[2400:26400]) == pytest.approx(HZ, abs=5)
         metrics = door._hub.metrics.exposition().decode()
         assert f"duplex_packets_lost_total {float(stats.lost)}" in metrics
+        await client.close()
+
+
+async def test_a_caller_who_sends_too_much_is_not_decoded_and_stays() -> None:
+    begin_visit(Visit(Caller("192.0.2.1"), Meter(4.0, 200.0, (), 0.0)))  # 128 bytes at once: two packets of a tone
+    async with open_door() as door:
+        client = Client()
+        call_id = await client.call(door)
+        await client.wait_event("session.created")
+        client.speaker.say(tone(1.0, HZ))
+        dropped = door._hub.metrics.queue_drops.labels("rtp")._value
+        await until(lambda: dropped.get() >= 20)
+        assert not door._calls[call_id].line.closed
+        assert client.ear.loud().size < 0.2 * SAMPLE_RATE_HZ
         await client.close()
 
 

@@ -44,9 +44,11 @@ from duplex.transport.far_end import watch
 from duplex.transport.http_errors import RequestError
 from duplex.transport.ice_servers import used_here
 from duplex.transport.jitter import JitterBuffer
+from duplex.transport.locks.caller import current_visit
+from duplex.transport.locks.metered_tap import MeteredTap
 from duplex.transport.receiver_reports import ReceiverReports
 from duplex.transport.resume import same
-from duplex.transport.rtp_audio import Microphone, OpusDecoder, Voice, divert
+from duplex.transport.rtp_audio import Microphone, OpusDecoder, RtpTap, Voice, divert
 from duplex.transport.webrtc_line import Media, WebRtcLine
 
 log = logging.getLogger("duplex.webrtc")
@@ -196,6 +198,10 @@ class WebRtcDoor:
             max_event_bytes=self._config.server.max_event_bytes,
         )
 
+    def _metered(self, tap: RtpTap) -> RtpTap:
+        visit = current_visit()
+        return tap if visit is None else MeteredTap(tap, visit.meter, self._hub.clock.now, self._hub.metrics)
+
     def _connect(self, line: WebRtcLine, offer: SessionDescription) -> _Connection:
         hub, config = self._hub, self._config
         peer = RTCPeerConnection(RTCConfiguration(iceServers=used_here(config.webrtc, time.time())))
@@ -204,7 +210,7 @@ class WebRtcDoor:
 
         audio = peer.addTransceiver(media.voice, direction="sendrecv")
         _prefer(audio, "audio/opus")
-        divert(audio.receiver, Microphone(media.jitter, hub.clock.now))
+        divert(audio.receiver, self._metered(Microphone(media.jitter, hub.clock.now)))
         media.reports = ReceiverReports(audio.sender, hub.clock.now)
         media.voice.on_first_sent = media.reports.first_sent
         if any(media.kind == "video" for media in offer.media):
@@ -214,7 +220,7 @@ class WebRtcDoor:
             _prefer(video, "video/VP8", "video/rtx")
             if wanted:
                 media.camera = Camera(config.camera, self._worker, hub.metrics, hub.clock.now, lambda: line.heard_pts)
-                divert(video.receiver, media.camera)
+                divert(video.receiver, self._metered(media.camera))
 
         def connection_changed() -> None:
             if peer.connectionState == "connected":

@@ -50,8 +50,19 @@ class Meter:
 
     def wait_s(self, size: int, now_s: float) -> float:
         """Counts a message of ``size`` bytes; how long to take no more."""
-        buckets = [self._bytes, *(account.bytes for account in self._accounts if account.bytes is not None)]
-        return max(self._messages.borrow(1.0, now_s), *(bucket.borrow(size, now_s) for bucket in buckets))
+        return max(self._messages.borrow(1.0, now_s), *(bucket.borrow(size, now_s) for bucket in self._buckets()))
+
+    def has_room(self, size: int, now_s: float) -> bool:
+        """Counts ``size`` bytes of what cannot be slowed. False, and nothing is counted, while there is debt."""
+        buckets = self._buckets()
+        if any(bucket.borrow(0.0, now_s) > 0 for bucket in buckets):
+            return False
+        for bucket in buckets:
+            bucket.borrow(size, now_s)
+        return True
+
+    def _buckets(self) -> list[TokenBucket]:
+        return [self._bytes, *(account.bytes for account in self._accounts if account.bytes is not None)]
 
 
 @dataclass(slots=True)
