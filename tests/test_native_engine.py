@@ -103,6 +103,18 @@ def test_whatever_happens_a_call_says_what_it_would_alone(events: list[tuple[str
         assert got == alone(seeds[key], range(len(got)), seeds[key])
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded graphs"])
+def test_an_engine_that_was_closed_starts_again_as_new(recorded: bool) -> None:
+    twice = engine(2, recorded=recorded)
+    before = twice.join(SlotSettings(seed=1))
+    twice.step([SlotFrame(before, sound(1, 0))])
+    twice.close()
+    twice.start()
+    key = twice.join(SlotSettings(seed=7))
+    assert twice.live == 1
+    assert [said(one(twice, SlotFrame(key, sound(1, i)))) for i in range(6)] == alone(1, range(6), seed=7)
+
+
 def test_a_snapshot_goes_on_bit_identically_and_shares_nothing() -> None:
     first = engine(2)
     key = first.join(SlotSettings(seed=5))

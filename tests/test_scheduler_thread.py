@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ from duplex.scheduler import (
     SlotSettings,
     Stepped,
 )
+from duplex.scheduler.restarts import Restarts
+from duplex.scheduler.session import SchedulerSession
 from duplex.scheduler.simulated import SimulatedEngine
 
 LIMIT_S = 20.0
@@ -61,6 +64,17 @@ class Waiting:
 def token(told: Delivery) -> int | None:
     assert isinstance(told, Stepped)
     return told.result.text_token
+
+
+def until_taken(scheduler: Scheduler, deliver: Waiting) -> SchedulerSession:
+    """A slot, as soon as calls are taken again."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            return scheduler.open(SlotSettings(), deliver)
+        except AgentFullError:
+            assert time.monotonic() < deadline_s
+            time.sleep(1e-3)
 
 
 @contextmanager
@@ -174,7 +188,7 @@ def test_closing_with_work_in_flight_tells_everybody() -> None:
 @pytest.mark.parametrize("crash", [SystemExit("out of nowhere"), RuntimeError("a bug of ours")])
 def test_a_thread_that_crashes_leaves_nobody_waiting(crash: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SimulatedEngine(4)
-    scheduler = Scheduler(engine, PATIENT)
+    scheduler = Scheduler(engine, PATIENT.model_copy(update={"restarts": 0}))
     scheduler.start()
     calls = [Waiting(), Waiting()]
     sessions = [scheduler.open(SlotSettings(), call) for call in calls]
@@ -195,6 +209,77 @@ def test_a_thread_that_crashes_leaves_nobody_waiting(crash: BaseException, monke
         scheduler.open(SlotSettings(), Waiting())
     with pytest.raises(AgentError):
         sessions[1].reset().result(LIMIT_S)
+
+
+@pytest.mark.parametrize("starts_that_fail", [0, 2])
+def test_an_engine_that_ended_is_started_again_and_takes_calls(starts_that_fail: int) -> None:
+    engine = SimulatedEngine(4)
+    options = PATIENT.model_copy(update={"restart_pause_s": 1e-3})
+    with running(engine, options) as scheduler:
+        first, fails = Waiting(), iter(range(starts_that_fail))
+        session = scheduler.open(SlotSettings(), first)
+        first.until(Ready)
+        begin = engine.start
+
+        def start() -> None:
+            if next(fails, None) is not None:
+                raise RuntimeError("the device is not there yet")
+            begin()
+
+        engine.start = start  # type: ignore[method-assign]
+        engine.step_error = SystemExit("out of nowhere")
+        session.submit(FRAME)
+        first.until(Ended)
+        assert not session.submit(FRAME)
+        second = Waiting()
+        again = until_taken(scheduler, second)
+        second.until(Ready)
+        again.submit(FRAME)
+        second.until(Stepped)
+        assert engine.starts == 2
+        assert not engine.broken_rules
+        assert scheduler._metrics.restarts._value.get() == 1
+        assert scheduler._metrics.slots_used._value.get() == 1, "the calls before are forgotten"
+
+
+def test_an_engine_that_does_not_start_again_is_given_up() -> None:
+    engine = SimulatedEngine(4)
+    scheduler = Scheduler(engine, PATIENT.model_copy(update={"restart_pause_s": 1e-3}))
+    scheduler.start()
+    call = Waiting()
+    session = scheduler.open(SlotSettings(), call)
+    call.until(Ready)
+    engine.start_error = RuntimeError("the device fell off the bus")
+    engine.step_error = SystemExit("out of nowhere")
+    session.submit(FRAME)
+    call.until(Ended)
+    assert scheduler._thread is not None
+    scheduler._thread.join(LIMIT_S)
+    with pytest.raises(AgentFaultError, match="fell off the bus"):
+        scheduler.open(SlotSettings(), Waiting())
+    scheduler.close(LIMIT_S)
+    assert engine.closed
+
+
+def test_closing_does_not_wait_for_a_restart() -> None:
+    engine = SimulatedEngine(4)
+    scheduler = Scheduler(engine, PATIENT.model_copy(update={"restart_pause_s": 1e6}))
+    scheduler.start()
+    call = Waiting()
+    session = scheduler.open(SlotSettings(), call)
+    call.until(Ready)
+    engine.step_error = SystemExit("out of nowhere")
+    session.submit(FRAME)
+    call.until(Ended)
+    scheduler.close(LIMIT_S)
+    with pytest.raises(AgentFaultError, match="stopping"):
+        scheduler.open(SlotSettings(), Waiting())
+
+
+def test_pauses_between_restarts_double_and_a_minute_that_went_well_ends_the_row() -> None:
+    again = Restarts(3, 0.5)
+    assert [again.pause_s(lived_s) for lived_s in (1e4, 0.0, 59.0, 0.0)] == [0.5, 1.0, 2.0, None]
+    assert again.pause_s(60.0) == 0.5
 
 
 def test_close_is_harmless_before_a_start_and_twice() -> None:

@@ -107,7 +107,8 @@ class Engine(Protocol):
         ...
 
     def start(self) -> None:
-        """Loads, warms up, captures. Raises ``ModelError`` or ``ConfigError`` that say what to do."""
+        """Loads, warms up, captures; also again after ``close``. Raises ``ModelError`` or ``ConfigError`` that say what
+        to do."""
         ...
 
     def join(self, settings: SlotSettings) -> int:

@@ -31,6 +31,7 @@ class SchedulerMetrics:
         self.refused_frames = Counter(name("frames_refused"), "Frames not taken: too many waited", registry=r)
         self.refused = Counter(name("calls_refused"), "Calls not taken, by reason", ["reason"], registry=r)
         self.faults = Counter(name("faults"), "Failures of the engine, by where", ["where"], registry=r)
+        self.restarts = Counter(name("restarts"), "Times the engine was started again", registry=r)
         self.prefill_s = Histogram(
             name("prefill_seconds"),
             "From asking for a slot to its prompt being read",

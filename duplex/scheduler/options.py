@@ -73,5 +73,11 @@ class SchedulerOptions(Settings):
     command_budget_ms: float = Field(5.0, gt=0, description="of joins, leaves, snapshots … in a row while frames wait")
     stall_limit_s: float = Field(5.0, gt=0, description="one tick that takes longer: no new calls until it ends")
     max_failures: int = Field(3, ge=1, description="ticks in a row that fail and end every call")
+    restarts: int = Field(
+        3, ge=0, description="of an engine that ended, in a row; a minute that went well ends the row"
+    )
+    restart_pause_s: float = Field(
+        0.5, gt=0, description="before the first of them; each further one waits twice as long"
+    )
     retry_after_s: float = Field(5.0, gt=0, description="what a refused caller is told")
     shed: ShedOptions = ShedOptions()

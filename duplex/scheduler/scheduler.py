@@ -15,16 +15,20 @@ from .deliveries import Deliver
 from .faults import typed_error
 from .metrics import SchedulerMetrics
 from .options import SchedulerOptions
+from .restarts import Restarts
 from .session import SchedulerSession
 from .ticker import Ticker
 
 log = logging.getLogger("duplex.scheduler")
 
+_STOPPING = "The server is stopping."
+
 
 class Scheduler:
     """Steps every call of a process on one engine, in batches, on a thread of its own.
 
-    ``start`` once, then ``open`` a call at a time, from any thread; ``close`` ends them all.
+    ``start`` once, then ``open`` a call at a time, from any thread; ``close`` ends them all. An engine that ends is
+    started again, so that a fault costs the calls that are up, and not the next ones.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Scheduler:
         self._ticker: Ticker | None = None
         self._failed: DuplexError | None = None
         self._closing = False
-        self._up = threading.Event()
+        self._up, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -84,6 +88,7 @@ class Scheduler:
         Blocks until the tick at hand is over. Raises ``AgentFaultError`` if that takes longer than ``timeout_s``.
         """
         self._closing = True
+        self._stop.set()
         if (ticker := self._ticker) is not None:
             with ticker.board.changed:
                 ticker.board.closing = True
@@ -108,28 +113,69 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
+            ticker = self._begun()
+        except BaseException as error:
+            self._failed = _told(error, "when it started")
+            self._up.set()
+            return
+        self._up.set()
+        again = Restarts(self._options.restarts, self._options.restart_pause_s)
+        while True:
+            began_s = self._clock.now()
+            fault = self._serve(ticker)
+            if fault is None:
+                return
+            found = self._begun_again(again, self._clock.now() - began_s, fault)
+            if found is None:
+                return
+            ticker = found
+
+    def _begun(self) -> Ticker:
+        try:
             self._engine.start()
             ticker = Ticker(self._engine, self._options, self._clock, self._metrics)
             ticker.calibrate()
-        except BaseException as error:
-            self._failed = _told(error, "when it started")
+        except BaseException:
             self._close_engine()
-            self._up.set()
-            return
+            raise
         self._ticker = ticker
         ticker.board.closing = self._closing
-        self._up.set()
+        return ticker
+
+    def _serve(self, ticker: Ticker) -> DuplexError | None:
+        """Until the end, at which every call is told. Returns why it came, if nobody asked for it."""
         board, clock = ticker.board, self._clock
-        ended: DuplexError = AgentError("The server is stopping.")
+        fault: DuplexError | None = None
         try:
             while not board.closing:
                 board.wait(ticker.run_once(clock.now()))
         except BaseException as error:
-            ended = _told(error, "and stopped")
-            log.critical("the engine's thread ends: %s", ended, exc_info=error)
-        finally:
-            ticker.end_all(ended)
-            self._close_engine()
+            fault = _told(error, "and stopped")
+            log.critical("the engine's thread ends: %s", fault, exc_info=error)
+            self._metrics.faults.labels("thread").inc()
+        self._ticker = None if fault is not None else ticker
+        ticker.end_all(fault if fault is not None else AgentError(_STOPPING))
+        self._close_engine()
+        return fault
+
+    def _begun_again(self, again: Restarts, lived_s: float, fault: DuplexError) -> Ticker | None:
+        """The engine with fresh state; None if it does not start, or somebody closes. Callers are told to come back."""
+        while (pause_s := again.pause_s(lived_s)) is not None:
+            if self._stop.wait(pause_s):
+                self._failed = AgentError(_STOPPING)
+                return None
+            log.warning("the engine is started again")
+            try:
+                ticker = self._begun()
+            except BaseException as error:
+                fault, lived_s = _told(error, "when it was started again"), 0.0
+                log.error("the engine did not start again: %s", fault, exc_info=error)
+            else:
+                self._metrics.restarts.inc()
+                return ticker
+        self._failed = fault
+        log.critical("the engine is given up; no call will be taken: %s", fault)
+        return None
 
     def _close_engine(self) -> None:
         try:

@@ -75,6 +75,7 @@ class SimulatedEngine:
         self.broken_rules: list[str] = []
         """Of the contract, by whoever drives it: a scheduler contains an engine's errors, so look here."""
         self.closed = False
+        self.starts = 0
         self._memory = memory
         self._spend = spend
         self._slots: dict[int, _Slot] = {}
@@ -95,9 +96,11 @@ class SimulatedEngine:
             raise AssertionError(rule)
 
     def start(self) -> None:
+        self.closed = False
         self._mine()
         if self.start_error is not None:
             raise self.start_error
+        self.starts += 1
 
     def join(self, settings: SlotSettings) -> int:
         self._mine()
@@ -197,6 +200,7 @@ class SimulatedEngine:
 
     def close(self) -> None:
         self.closed = True
+        self._slots.clear()
 
     @property
     def live(self) -> int:
