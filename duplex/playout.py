@@ -18,7 +18,9 @@ from duplex.errors import AgentFaultError
 from duplex.frames import PACKET_SAMPLES, SAMPLE_RATE_HZ, Samples, ms_to_samples, silence
 
 MAX_REWIND_S = 15.0
-_QUIET_RMS = 10 ** (-50 / 20)  # −50 dBFS: the reply itself is silent there
+_QUIET_RMS = 10 ** (-50 / 20)  # −50 dBFS: the reply itself is silent there ...
+_FAINT_RMS = 10 ** (-40 / 20)  # ... and here, if it stays so: breath and room, not the weak beginning of a word
+_FAINT_PACKETS = 10
 
 
 class State(Enum):
@@ -157,6 +159,8 @@ class Playout:
         packet = self._pop(PACKET_SAMPLES)
         self.position_samples += len(packet)
         self._played.append(packet)
+        if pausing:
+            return Taken(silence(), start, self.position_samples)
         if len(packet) < PACKET_SAMPLES:
             packet = np.pad(packet, (0, PACKET_SAMPLES - len(packet)))
         if self._fade_next_in:
@@ -166,11 +170,16 @@ class Playout:
         return Taken(packet, start, self.position_samples)
 
     def _pauses_here(self) -> bool:
-        """The next packet is quiet, and not near the end: a reply that is held does not end."""
+        """The next packet is of a pause, and not near the end: a reply that is held does not end."""
         if self.queued_samples < 2 * PACKET_SAMPLES:
             return False
-        ahead = self._peek(PACKET_SAMPLES)
-        return bool(np.dot(ahead, ahead) < _QUIET_RMS**2 * PACKET_SAMPLES)
+        ahead = self._peek(_FAINT_PACKETS * PACKET_SAMPLES)
+        energies = [
+            float(np.dot(part, part)) for part in np.split(ahead, range(PACKET_SAMPLES, len(ahead), PACKET_SAMPLES))
+        ]
+        if energies[0] < _QUIET_RMS**2 * PACKET_SAMPLES:
+            return True
+        return len(energies) == _FAINT_PACKETS and max(energies) < _FAINT_RMS**2 * PACKET_SAMPLES
 
     def _faded(self) -> Taken:
         packet = np.zeros(PACKET_SAMPLES, dtype=np.float32)

@@ -119,6 +119,9 @@ OVER = Overlap(voice=False, voiced_s=0.3, quiet_s=0.3)
         (Overlap(False, 0.4, 0.1, words="Yeah", settled=False), User.BACKCHANNEL),  # words heard while it lasted
         (Overlap(False, 0.3, 0.3, words="", settled=True), User.NOT_ADDRESSED),
         (Overlap(False, 0.3, 0.1), User.SPEAKING),
+        (Overlap(False, 0.3, 0.1, words="What?", settled=True), User.INTERRUPTING),
+        (Overlap(True, 0.3, 0.0, words="What"), User.SPEAKING),  # it may be "what a pity"
+        (Overlap(False, 0.3, 0.3, words="The.", settled=True), User.BACKCHANNEL),
         (Overlap(False, 0.3, 0.8), User.BACKCHANNEL),
         (Overlap(False, 0.75, 0.8), User.INTERRUPTING),
         (Overlap(True, 0.9, 0.0, words="what did she say then", below_usual_db=15.0), User.NOT_ADDRESSED),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from duplex.thinker_talker.lexicon import content_words, is_backchannel, is_hanging, own_share, says_stop
+from duplex.thinker_talker.lexicon import asks_back, content_words, is_backchannel, is_hanging, own_share, says_stop
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,11 @@ def test_orders_to_stop(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "Where does the bus stop?", "I know.", "Okay.", "Oh no.", "Please go on."])
 def test_not_orders_to_stop(text: str) -> None:
     assert not says_stop(text)
+
+
+@pytest.mark.parametrize(("text", "asks"), [("What?", True), ("Bye.", True), ("What a pity.", False), ("", False)])
+def test_one_word_that_wants_an_answer(text: str, asks: bool) -> None:
+    assert asks_back(text) is asks
 
 
 @pytest.mark.parametrize(

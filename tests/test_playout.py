@@ -142,6 +142,25 @@ def test_a_pause_of_its_own_passes_while_it_is_held_and_no_word_does() -> None:
     assert playout.take().start_samples == 4 * PACKET_SAMPLES
 
 
+@pytest.mark.parametrize(("faint_packets", "passed"), [(3, 13), (0, 10)])
+def test_the_faint_end_of_a_word_passes_if_a_pause_follows_and_the_faint_beginning_of_one_does_not(
+    faint_packets: int, passed: int
+) -> None:
+    quiet, faint, voice = (np.full(PACKET_SAMPLES, level, np.float32) for level in (0.0, 0.008, 0.1))
+    playout = Playout()
+    playout.begin()
+    playout.append(np.concatenate([voice, *[faint] * faint_packets, *[quiet] * 10, faint, voice, voice]))
+    playout.complete()
+    playout.release()
+    playout.take()
+    playout.hold()
+    held = [playout.take() for _ in range(30)]
+    assert held[-1].end_samples == (1 + passed) * PACKET_SAMPLES
+    assert not any(taken.samples.any() for taken in held[1:]), "who holds is silent"
+    playout.resume()
+    assert playout.take().samples.any()
+
+
 def test_a_held_reply_does_not_run_out_in_its_last_pause() -> None:
     playout = Playout()
     playout.begin()

@@ -27,6 +27,7 @@ import numpy as np
 from duplex.turn import User
 
 from .lexicon import (
+    asks_back,
     content_words,
     ends_with_filler,
     is_answer,
@@ -161,6 +162,8 @@ def _overlap_words(overlap: Overlap, options: TurnOptions) -> Logits:
         return {User.BACKCHANNEL: 1.0 if overlap.voice else 5.0, User.INTERRUPTING: -4.0}
     if overlap.line_echoes and overlap.voiced_s < options.echo_words_s:
         return {}  # what is heard of a piece of our own voice is any word
+    if asks_back(overlap.words) and not overlap.voice:
+        return {User.INTERRUPTING: 9.0}
     if content_words(overlap.words) >= options.interrupt_words:
         return {User.INTERRUPTING: 5.0}
     return {}

@@ -33,6 +33,9 @@ HANGING_WORDS = frozenset(
 # ... but a question may: "Where is it from?", "What is it to you?", "Who?"
 HANGING_EXCEPT = frozenset("are as at by for from in is of on then to was were when where which who why with".split())
 
+# Alone they are no encouragement: who asks back has not understood, and who says goodbye is leaving.
+ASKING_BACK = frozenset("what why how who where when which pardon bye goodbye hello".split())
+
 FILLERS = frozenset("um umm uh uhh uhm er erm ah hmm hm".split())
 ANSWERS = frozenset(
     "yes yeah yep yup no nope nah sure okay ok right correct exactly absolutely definitely please maybe perhaps".split()
@@ -86,6 +89,12 @@ def only_says_stop(text: str) -> bool:
         " ".join(words[at : at + n]) in STOP_PHRASES for at in range(len(words)) for n in (2, 3)
     )
     return said and all(word in commands or word in _AROUND_STOP for word in words)
+
+
+def asks_back(text: str) -> bool:
+    """One word that wants to be answered: "What?", "Why?", "Bye." """
+    words = words_of(text)
+    return len(words) == 1 and words[0] in ASKING_BACK
 
 
 def content_words(text: str) -> int:
