@@ -7,7 +7,7 @@ milliseconds: the predictor is pure, and answers reach it as late as they do on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,7 @@ _LATENCY_S = {
     Ask.PARTIAL: WORDS_LATENCY_S,
     Ask.EXPECTATION: EXPECTATION_LATENCY_S,
 }
-_LISTENING = OurSide(Floor.LISTENING)
+_LISTENING, _SPEAKING = OurSide(Floor.LISTENING), OurSide(Floor.SPEAKING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,40 +143,19 @@ def hear(spoken: Spoken, models: Models) -> Heard:
 def decide(heard: Heard, options: TurnOptions) -> Outcome:
     """What the predictor decides with these options."""
     predictor = TurnPredictor(options)
-    due: list[tuple[int, Ask, int, int]] = []  # (when the answer comes, to what, from, up to)
-    began = 0
     complete_at: list[int] = []
     moments: list[Moment] = []
     looked_at = -1
     end_pts = round((BEFORE_S + heard.spoken.end_ms / 1000.0) * SAMPLE_RATE_HZ)
-    for window in heard.windows:
-        predictor.window(window, _LISTENING)
-        for _edge, pts in predictor.edges:
-            began = began or pts
-        predictor.edges.clear()
-        for answer in [answer for answer in due if answer[0] <= window.end_pts]:
-            due.remove(answer)
-            _, ask, from_pts, to_pts = answer
-            if ask is Ask.PROSODY:
-                predictor.prosody(heard.prosody(from_pts, to_pts), to_pts)
-            elif ask is Ask.EXPECTATION:
-                pause = predictor.pause()
-                if pause is not None and pause.words:
-                    predictor.expectation(heard.expected(pause.words), to_pts)
-            else:
-                predictor.transcript(heard.words(from_pts, to_pts), 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
-            predictor.review(_LISTENING)
-        for ask in predictor.asks:
-            if ask is not Ask.PARTIAL:
-                due.append((window.end_pts + round(_LATENCY_S[ask] * SAMPLE_RATE_HZ), ask, began, window.end_pts))
-        predictor.asks.clear()
-        if predictor.user is User.TURN_COMPLETE:
-            complete_at.append(window.end_pts)
+    for step in _steps(heard, predictor, _LISTENING, unasked=Ask.PARTIAL, commands=False):
+        now_pts = step.window.end_pts
+        if step.states[-1] is User.TURN_COMPLETE:
+            complete_at.append(now_pts)
         voiced_pts = predictor.last_voiced_pts
         if voiced_pts is not None and voiced_pts != looked_at and predictor.quiet_s >= LOOK_S:
             looked_at = voiced_pts
             if (pause := predictor.pause()) is not None:
-                moments.append(Moment(pause, window.end_pts > end_pts))
+                moments.append(Moment(pause, now_pts > end_pts))
     times_ms = np.array(complete_at, dtype=float) * 1000.0 / SAMPLE_RATE_HZ - BEFORE_S * 1000.0
     taken = tuple(p for p in heard.spoken.pauses if np.any((times_ms > p.start_ms) & (times_ms < p.end_ms)))
     after = times_ms[times_ms >= heard.spoken.end_ms]
@@ -195,32 +174,54 @@ class Verdict:
 
 def judge_overlap(heard: Heard, options: TurnOptions) -> Verdict:
     """The same, said while we speak: the first decision about it, or the last state if there was none."""
-    predictor = TurnPredictor(options)
-    speaking = OurSide(Floor.SPEAKING)
-    due: list[tuple[int, Ask, int, int]] = []
-    began, words = 0, ""
     decided = (User.INTERRUPTING, User.BACKCHANNEL, User.NOT_ADDRESSED)
+    user, words = User.IDLE, ""
+    for step in _steps(heard, TurnPredictor(options), _SPEAKING, unasked=Ask.PROSODY, commands=True):
+        words, user = step.words, step.states[-1]
+        for state in step.states:
+            if state in decided:
+                return Verdict(state, step.window.end_pts / SAMPLE_RATE_HZ - BEFORE_S, words)
+    return Verdict(user, float("nan"), words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A window, the states after it and after each answer that had come by then, and the words of the last answer."""
+
+    window: HeardWindow
+    states: tuple[User, ...]
+    words: str
+
+
+def _steps(heard: Heard, predictor: TurnPredictor, ours: OurSide, *, unasked: Ask, commands: bool) -> Iterator[_Step]:
+    """Drives ``predictor`` over the recording. Answers come as late as on a call; ``unasked`` gets none."""
+    due: list[tuple[int, Ask, int, int]] = []  # (when the answer comes, to what, from, up to)
+    began, words = 0, ""
     for window in heard.windows:
-        states = [predictor.window(window, speaking)]
+        states = [predictor.window(window, ours)]
         for _edge, pts in predictor.edges:
             began = began or pts
         predictor.edges.clear()
         for answer in [answer for answer in due if answer[0] <= window.end_pts]:
             due.remove(answer)
             _, ask, from_pts, to_pts = answer
-            words = heard.words(from_pts, to_pts, commands=True)
-            predictor.transcript(words, 1.0, final=ask is Ask.FINAL, asked_pts=to_pts)
-            states.append(predictor.review(speaking))
+            if ask is Ask.PROSODY:
+                predictor.prosody(heard.prosody(from_pts, to_pts), to_pts)
+            elif ask is Ask.EXPECTATION:
+                pause = predictor.pause()
+                if pause is not None and pause.words:
+                    predictor.expectation(heard.expected(pause.words), to_pts)
+            else:
+                words = heard.words(from_pts, to_pts, commands=commands)
+                predictor.transcript(words, final=ask is Ask.FINAL, asked_pts=to_pts)
+            states.append(predictor.review(ours))
         due += [
-            (window.end_pts + round(WORDS_LATENCY_S * SAMPLE_RATE_HZ), ask, began, window.end_pts)
+            (window.end_pts + round(_LATENCY_S[ask] * SAMPLE_RATE_HZ), ask, began, window.end_pts)
             for ask in predictor.asks
-            if ask is not Ask.PROSODY
+            if ask is not unasked
         ]
         predictor.asks.clear()
-        for user in states:
-            if user in decided:
-                return Verdict(user, window.end_pts / SAMPLE_RATE_HZ - BEFORE_S, words)
-    return Verdict(predictor.user, float("nan"), words)
+        yield _Step(window, tuple(states), words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,10 @@ def pull(part: str, pause: Pause) -> float:
 
 def test_the_end_of_turn_model_pulls_both_ways_and_is_silent_at_its_threshold() -> None:
     silent_at = OPTIONS.complete_threshold
-    at = {p: pull("prosody", Pause(0.2, 1.0, prosody=p)) for p in (0.0, 0.1, silent_at, 0.9, 1.0)}
+    at = {p: pull("prosody", Pause(1.0, prosody=p)) for p in (0.0, 0.1, silent_at, 0.9, 1.0)}
     assert at[0.0] < at[0.1] < at[silent_at] < at[0.9] <= at[1.0]
     assert at[silent_at] == pytest.approx(0.0)
-    assert pull("prosody", Pause(0.2, 1.0)) == 0.0
+    assert pull("prosody", Pause(1.0)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -56,27 +56,27 @@ def test_the_end_of_turn_model_pulls_both_ways_and_is_silent_at_its_threshold() 
     ],
 )
 def test_words_tell_a_finished_sentence_from_one_that_goes_on(earlier: str, later: str) -> None:
-    assert pull("words", Pause(0.2, 1.0, words=earlier)) > pull("words", Pause(0.2, 1.0, words=later))
+    assert pull("words", Pause(1.0, words=earlier)) > pull("words", Pause(1.0, words=later))
 
 
 def test_a_falling_voice_and_a_short_turn_speak_for_an_end() -> None:
-    assert pull("intonation", Pause(0.2, 1.0, fall_st=6.0)) > 0 > pull("intonation", Pause(0.2, 1.0, fall_st=-2.0))
-    assert pull("intonation", Pause(0.2, 1.0, slope_st=-4.0)) > 0 > pull("intonation", Pause(0.2, 1.0, slope_st=4.0))
-    rising = Pause(0.2, 1.0, words="Do you hear me?", slope_st=4.0)
-    assert pull("intonation", rising) > pull("intonation", Pause(0.2, 1.0, words="You hear me", slope_st=4.0))
-    assert pull("floor", Pause(0.2, 2.0)) > pull("floor", Pause(0.2, 0.4)) == pull("floor", Pause(0.2, 30.0))
+    assert pull("intonation", Pause(1.0, fall_st=6.0)) > 0 > pull("intonation", Pause(1.0, fall_st=-2.0))
+    assert pull("intonation", Pause(1.0, slope_st=-4.0)) > 0 > pull("intonation", Pause(1.0, slope_st=4.0))
+    rising = Pause(1.0, words="Do you hear me?", slope_st=4.0)
+    assert pull("intonation", rising) > pull("intonation", Pause(1.0, words="You hear me", slope_st=4.0))
+    assert pull("floor", Pause(2.0)) > pull("floor", Pause(0.4)) == pull("floor", Pause(30.0))
 
 
 def test_what_the_language_model_expects_pulls_both_ways_once_the_words_are_settled() -> None:
-    pulls = [pull("expectation", Pause(0.3, 1.0, words="x", settled=True, expected=p)) for p in (0.001, 0.2, 0.7)]
+    pulls = [pull("expectation", Pause(1.0, words="x", settled=True, expected=p)) for p in (0.001, 0.2, 0.7)]
     assert pulls == sorted(pulls)
     assert pulls[0] < 0 < pulls[-1]
-    assert pull("expectation", Pause(0.3, 1.0, words="x", settled=False, expected=0.9)) == 0.0
+    assert pull("expectation", Pause(1.0, words="x", settled=False, expected=0.9)) == 0.0
 
 
 def test_every_piece_of_evidence_can_be_switched_off_and_without_any_it_is_a_timer() -> None:
     assert {*AT_PAUSE, *OVER_US} == set(get_args(Evidence))
-    pause = Pause(0.2, 25.0, words="and the", settled=True, prosody=0.01, fall_st=-3.0, expected=0.01)
+    pause = Pause(25.0, words="and the", settled=True, prosody=0.01, fall_st=-3.0, expected=0.01)
     everything = completeness(pause, OPTIONS)
     for name in AT_PAUSE:
         assert everything[name] != 0.0, f"this pause should make {name} speak"

@@ -44,7 +44,7 @@ class Listening:
         return self.reviewed()
 
     def words(self, text: str, *, final: bool = True) -> Listening:
-        self.predictor.transcript(text, 0.9, final=final, asked_pts=self.pts)
+        self.predictor.transcript(text, final=final, asked_pts=self.pts)
         return self.reviewed()
 
     def reviewed(self) -> Listening:
@@ -142,7 +142,7 @@ def test_going_on_makes_old_answers_worthless() -> None:
     asked = listening.pts
     listening.voice(0.5).quiet(0.128)
     listening.predictor.prosody(0.99, asked)
-    listening.predictor.transcript("Old words", 0.9, final=True, asked_pts=asked)
+    listening.predictor.transcript("Old words", final=True, asked_pts=asked)
     listening.quiet(0.3)
     assert listening.users[-1] is User.PAUSED_INCOMPLETE
 
@@ -226,7 +226,7 @@ def test_whatever_comes_it_answers_and_forgets_cleanly(script: list[tuple[str, o
             case "prosody", float(p):
                 predictor.prosody(p, pts)
             case "final", str(text):
-                predictor.transcript(text, 0.5, final=True, asked_pts=pts)
+                predictor.transcript(text, final=True, asked_pts=pts)
             case "floor", Floor() as new:
                 ours = OurSide(new)
         assert predictor.quiet_s >= 0
@@ -346,7 +346,7 @@ def test_a_voice_that_soon_turns_out_to_be_ours_is_not_addressed_to_us() -> None
         echo = 0.0 if n <= 4 else 0.9
         user = predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99 if n < 10 else 0.01, -20.0, echo), ours)
         if n == 12:
-            predictor.transcript("Once upon a time", 0.9, final=True, asked_pts=n * WINDOW)
+            predictor.transcript("Once upon a time", final=True, asked_pts=n * WINDOW)
         if user is User.NOT_ADDRESSED:
             break
     assert user is User.NOT_ADDRESSED
@@ -357,7 +357,7 @@ def test_two_words_of_a_moment_interrupt_nobody_where_there_may_be_an_echo(text:
     predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING, saying="One of them stood there.")
     for n in range(1, 6):
         predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99, -20.0, line_echoes=True), ours)
-    predictor.transcript(text, 0.9, final=False, asked_pts=5 * WINDOW)
+    predictor.transcript(text, final=False, asked_pts=5 * WINDOW)
     assert predictor.review(ours) is decided
 
 
@@ -369,7 +369,7 @@ def test_our_own_words_are_an_echo_where_there_may_be_one(line_echoes: bool, dec
         probability = 0.99 if n < 12 else 0.01
         user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
         if n == 14:
-            predictor.transcript("Hey, there was a young deer", 0.9, final=True, asked_pts=n * WINDOW)
+            predictor.transcript("Hey, there was a young deer", final=True, asked_pts=n * WINDOW)
         if user in (User.NOT_ADDRESSED, User.INTERRUPTING):
             break
     assert user is decided

@@ -53,7 +53,6 @@ class Pause:
     ``voiced_s``: voice in it.
     """
 
-    quiet_s: float
     voiced_s: float
     words: str = ""
     settled: bool = False

@@ -106,7 +106,6 @@ class _Stretch:
     own_share: float = 0.0
     final_text: str | None = None  # words up to the current pause
     partial_text: str = ""
-    confidence: float = 0.0
     prosody: float | None = None  # for the current pause
     prosody_asked: int = 0
     expected: float | None = None  # for the current pause's words
@@ -248,13 +247,12 @@ class TurnPredictor:
         if stretch is not None and not self.voice and asked_pts >= stretch.last_voiced_pts:
             stretch.expected = probability
 
-    def transcript(self, text: str, confidence: float, *, final: bool, asked_pts: int) -> bool:
+    def transcript(self, text: str, *, final: bool, asked_pts: int) -> bool:
         """The listener's answer about audio up to ``asked_pts``. True if it settles the current pause's words."""
         stretch = self._stretch
         if stretch is None:
             return False
         stretch.partial_text = text or stretch.partial_text
-        stretch.confidence = confidence
         settles = final and not self.voice and asked_pts >= stretch.last_voiced_pts
         if settles:
             if words_of(text) != words_of(stretch.final_text or ""):
@@ -439,7 +437,6 @@ class TurnPredictor:
         if stretch is None:
             return None
         return Pause(
-            quiet_s=self.quiet_s,
             voiced_s=stretch.voiced_s,
             words=stretch.words,
             settled=stretch.final_text is not None,

@@ -8,6 +8,7 @@ What became of each call and each turn is written to standard output, a line of 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import sys
@@ -84,8 +85,9 @@ async def _caller(plan: Plan, number: int, sounds: list[Samples], until_s: float
     rng = random.Random(f"{plan.seed}/{number}")
     began_s = until_s - plan.hold_s
     await asyncio.sleep(rng.uniform(0.0, plan.stagger_s))
-    door = door_of(plan.url, door=plan.doors[number % len(plan.doors)])
+    calls = itertools.count(number)  # a caller's calls go through one door after the other
     while (left_s := until_s - clock.now()) > min(5.0, plan.hold_s / 2.0):
+        door = door_of(plan.url, door=plan.doors[next(calls) % len(plan.doors)])
         told: dict[str, Any] = {"kind": "call", "door": door.name, "caller": number, "at_s": clock.now() - began_s}
         try:
             async with door.call() as call:
