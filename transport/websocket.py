@@ -87,6 +87,7 @@ class WebSocketLine(SessionSocket[_Outgoing]):
         self.held: Held | None = None  # the session may outlive the connection
         self.started = asyncio.Event()  # the session told us something: it takes requests now
         self.left = asyncio.Event()  # the connection at hand is over for us; a new one may have come
+        self.let_go = asyncio.Event()  # no connection carries the line
         self.parked = False
         self._ring = EventRing(2 * max_unsent_events)
         self._overflowing = False
@@ -217,6 +218,7 @@ class WebSocketLine(SessionSocket[_Outgoing]):
         """Goes on without a connection: sound waits with the session, and events are kept."""
         self._lose()  # which takes back the sound that has not left yet
         self.parked = True
+        self.let_go.set()
         for waiting in self._queue:
             if waiting.text is not None and waiting.number:
                 self._ring.keep(waiting.number, waiting.text)
@@ -229,6 +231,7 @@ class WebSocketLine(SessionSocket[_Outgoing]):
         ``played`` (reply, ms). What it missed is sent again, first of all."""
         self.parked = False
         self.left.clear()
+        self.let_go.clear()
         self._message_s = self._clock.now()
         again, complete = self._ring.take_after(last_event)
         self._queue.extend(_Outgoing(text, number=number) for number, text in again)
@@ -301,9 +304,9 @@ async def _resume(websocket: WebSocket, resumption: Resumption) -> None:
         return
     assert isinstance(line, WebSocketLine)
     assert line.session is not None
-    while not line.parked and not line.closed:  # the connection before, which looked well to us
-        line.left.set()
-        await asyncio.sleep(0.01)
+    while not line.let_go.is_set():
+        line.left.set()  # the connection before may have looked well to us
+        await line.let_go.wait()
     if line.closed:
         await close_websocket(websocket, TOO_SLOW, "The session is over.")
         return
@@ -318,15 +321,19 @@ async def _resume(websocket: WebSocket, resumption: Resumption) -> None:
 
 async def _converse(websocket: WebSocket, line: WebSocketLine, session: Session) -> None:
     """Carries the line until it ends, or the connection does; then the line may be parked."""
-    await hold_connection(
-        websocket,
-        line,
-        reader=_read(websocket, line, session),
-        sender=line.run_sender(websocket),
-        log=log,
-        also=(_look(line), line.left.wait()),
-        parks=lambda reading: _parks(line, reading),
-    )
+    try:
+        await hold_connection(
+            websocket,
+            line,
+            reader=_read(websocket, line, session),
+            sender=line.run_sender(websocket),
+            log=log,
+            also=(_look(line), line.left.wait()),
+            parks=lambda reading: _parks(line, reading),
+        )
+    finally:
+        if line.closed:
+            line.let_go.set()
 
 
 def _parks(line: WebSocketLine, reading: asyncio.Task[int]) -> bool:
