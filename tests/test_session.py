@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 import pytest
+from session_run import SessionRun
 
 from duplex import events as ev
 from duplex import requests as rq
-from duplex.agent import AgentSettings, BeginReply, CommitTurn, DropReply, ReopenTurn
-from duplex.clock import VirtualClock
-from duplex.config import SessionConfig
+from duplex.agent import BeginReply, CommitTurn, DropReply, ReopenTurn
 from duplex.conversation import Role
-from duplex.errors import InvalidEventError
 from duplex.frames import SAMPLE_RATE_HZ
-from duplex.metrics import Metrics
-from duplex.session import Session
-from duplex.testing import LoopbackLine, ScriptedAgent, ScriptedReply, ScriptedTiming, ScriptedUser, run_virtual
+from duplex.testing import ScriptedAgent, ScriptedReply, ScriptedTiming, ScriptedUser
 from duplex.turn import Floor
 
 
-class Call:
-    """A session under test, run for some virtual seconds."""
-
-    def __init__(self, agent: ScriptedAgent, user: ScriptedUser, total_s: float, lead_packets: int = 1) -> None:
-        self.agent = agent
-        self.line = LoopbackLine(lead_packets=lead_packets)
-        self.line.say(user.samples(total_s))
-        self.total_s = total_s
-        self.actions: list[tuple[float, rq.Request]] = []
-        self.errors: list[Exception] = []
-
-    def at(self, at_s: float, request: rq.Request) -> Call:
-        self.actions.append((at_s, request))
-        return self
-
-    def run(self) -> Call:
-        async def main() -> None:
-            clock = VirtualClock()
-            self.session = Session(
-                session_id="sess_test",
-                line=self.line,
-                agent=self.agent,
-                clock=clock,
-                config=SessionConfig(),
-                settings=AgentSettings(),
-                metrics=Metrics(),
-            )
-            task = asyncio.create_task(self.session.run())
-            for at_s, request in sorted(self.actions, key=lambda pair: pair[0]):
-                await clock.sleep_until(at_s)
-                try:
-                    self.session.request(request)
-                except InvalidEventError as error:
-                    self.errors.append(error)
-            await clock.sleep_until(self.total_s)
-            self.session.stop("done")
-            await task
-
-        run_virtual(main())
-        return self
+class Call(SessionRun):
+    """What of it can be heard."""
 
     def audible_s(self) -> list[tuple[float, float]]:
         """Stretches of agent voice, in seconds, at packet resolution, bridging gaps under 60 ms."""
@@ -168,14 +124,14 @@ def test_a_client_can_cancel_and_ask_for_a_reply() -> None:
     [(start, end)] = call.audible_s()
     assert start == pytest.approx(0.7, abs=0.05)
     assert end == pytest.approx(1.5, abs=0.05)
-    [error] = call.errors
+    [error] = call.refused
     assert "no response to cancel" in str(error)
 
 
 def test_acknowledging_audio_that_was_never_sent_is_refused() -> None:
     call = Call(ScriptedAgent(), ScriptedUser([(0.5, 1.0)]), 4.0)
     call.at(2.0, rq.AcknowledgePlayout("resp_test_2", 60_000)).run()
-    [error] = call.errors
+    [error] = call.refused
     assert "60000" in str(error)
 
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from session_run import SessionRun
 
 from duplex import events as ev
 from duplex import requests as rq
 from duplex.agent import AgentSettings, BeginReply, FillSilence, FinalTranscript, Tool, ToolChoice
-from duplex.clock import VirtualClock
-from duplex.config import SessionConfig
 from duplex.conversation import Item, Message, Role, ToolCall, ToolResult
-from duplex.errors import ProtocolError
-from duplex.metrics import Metrics
-from duplex.session import Session
 from duplex.testing import (
-    LoopbackLine,
     ScriptedAgent,
     ScriptedCall,
     ScriptedReply,
     ScriptedTiming,
     ScriptedUser,
-    run_virtual,
 )
 from duplex.turn import Action, Floor, Own, User
 from duplex.turn_rules import TurnEnds, TurnRules, table_for
@@ -33,8 +26,8 @@ TOOL = Tool("find_order", "Finds an order by its number.", {"type": "object"})
 CALLING = ScriptedReply("One moment please.", duration_s=1.0, calls=(ScriptedCall("find_order", {"number": 7}),))
 
 
-class Call:
-    """A session under test for some virtual seconds; requests at given times, refusals kept."""
+class Call(SessionRun):
+    """What came of it, in few words."""
 
     def __init__(
         self,
@@ -43,41 +36,7 @@ class Call:
         total_s: float = 6.0,
         settings: AgentSettings | None = None,
     ) -> None:
-        self.agent, self.total_s, self.settings = agent, total_s, settings or AgentSettings()
-        self.line = LoopbackLine()
-        self.line.say(ScriptedUser(speech).samples(total_s))
-        self._actions: list[tuple[float, rq.Request]] = []
-        self.refused: list[ProtocolError] = []
-
-    def at(self, at_s: float, *requests: rq.Request) -> Call:
-        self._actions += [(at_s, request) for request in requests]
-        return self
-
-    def run(self) -> Call:
-        async def main() -> None:
-            clock = VirtualClock()
-            self.session = Session(
-                session_id="sess_test",
-                line=self.line,
-                agent=self.agent,
-                clock=clock,
-                config=SessionConfig(),
-                settings=self.settings,
-                metrics=Metrics(),
-            )
-            task = asyncio.create_task(self.session.run())
-            for at_s, request in sorted(self._actions, key=lambda pair: pair[0]):
-                await clock.sleep_until(at_s)
-                try:
-                    self.session.request(request)
-                except ProtocolError as error:
-                    self.refused.append(error)
-            await clock.sleep_until(self.total_s)
-            self.session.stop("done")
-            await task
-
-        run_virtual(main())
-        return self
+        super().__init__(agent, ScriptedUser(speech), total_s, settings=settings)
 
     def kinds(self, *kinds: type) -> list[str]:
         return [type(event).__name__ for event in self.line.events if isinstance(event, kinds)]
