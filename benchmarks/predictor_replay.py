@@ -98,7 +98,7 @@ class Heard:
     windows: list[HeardWindow]
     samples_16k: Samples
     _prosody: dict[tuple[int, int], float] = field(default_factory=dict)
-    _words: dict[tuple[int, int, bool], str] = field(default_factory=dict)
+    _words: dict[tuple[int, int, bool], tuple[str, float | None]] = field(default_factory=dict)
     _expected: dict[str, float] = field(default_factory=dict)
 
     def prosody(self, from_pts: int, to_pts: int) -> float:
@@ -107,11 +107,12 @@ class Heard:
             self._prosody[key] = self.models.prosody.probability_complete(self._between(*key))
         return self._prosody[key]
 
-    def words(self, from_pts: int, to_pts: int, *, commands: bool = False) -> str:
+    def words(self, from_pts: int, to_pts: int, *, commands: bool = False) -> tuple[str, float | None]:
+        """The words, and how likely a sentence ends with them."""
         key = (from_pts, to_pts, commands)
         if key not in self._words:
             recognised = self.models.listener.recognize(self._between(from_pts, to_pts), commands=commands)
-            self._words[key] = self.models.listener.text(recognised.tokens)
+            self._words[key] = self.models.listener.text(recognised.tokens), recognised.ended
         return self._words[key]
 
     def expected(self, words: str) -> float:
@@ -212,8 +213,8 @@ def _steps(heard: Heard, predictor: TurnPredictor, ours: OurSide, *, unasked: As
                 if pause is not None and pause.words:
                     predictor.expectation(heard.expected(pause.words), to_pts)
             else:
-                words = heard.words(from_pts, to_pts, commands=commands)
-                predictor.transcript(words, final=ask is Ask.FINAL, asked_pts=to_pts)
+                words, ended = heard.words(from_pts, to_pts, commands=commands)
+                predictor.transcript(words, final=ask is Ask.FINAL, asked_pts=to_pts, ended=ended)
             states.append(predictor.review(ours))
         due += [
             (window.end_pts + round(_LATENCY_S[ask] * SAMPLE_RATE_HZ), ask, began, window.end_pts)

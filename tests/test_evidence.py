@@ -59,6 +59,16 @@ def test_words_tell_a_finished_sentence_from_one_that_goes_on(earlier: str, late
     assert pull("words", Pause(1.0, words=earlier)) > pull("words", Pause(1.0, words=later))
 
 
+def test_how_sure_the_listener_is_of_a_full_stop_counts_for_more_than_that_it_wrote_one() -> None:
+    pulls = [pull("words", Pause(1.0, words="Bobby ripped.", ended=p)) for p in (0.05, 0.5, 0.62, 0.99)]
+    assert pulls == sorted(pulls)
+    assert pulls[0] < -1.3
+    assert abs(pulls[2]) < 0.1
+    assert pulls[3] > 1.5
+    hanging = pull("words", Pause(1.0, words="I would like a", ended=0.99))
+    assert hanging == pull("words", Pause(1.0, words="I would like a"))
+
+
 def test_a_falling_voice_and_a_short_turn_speak_for_an_end() -> None:
     assert pull("intonation", Pause(1.0, fall_st=6.0)) > 0 > pull("intonation", Pause(1.0, fall_st=-2.0))
     assert pull("intonation", Pause(1.0, slope_st=-4.0)) > 0 > pull("intonation", Pause(1.0, slope_st=4.0))

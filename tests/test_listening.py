@@ -402,6 +402,15 @@ def test_audio_comes_back_as_it_went_in(cuts: list[int]) -> None:
     assert np.array_equal(tail, audio[5 * SECOND : 8 * SECOND])
 
 
+def test_whether_a_sentence_ended_is_said_of_its_last_words() -> None:
+    utterance = Utterance()
+    utterance.append(np.zeros(5 * SECOND, dtype=np.float32))
+    assert utterance.ended_with(Recognition("")) is None
+    utterance.commit(SECOND, Recognition("one.", ended=0.9))
+    assert utterance.ended_with(Recognition("")) == 0.9
+    assert utterance.ended_with(Recognition("two", ended=0.2)) == 0.2
+
+
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=20))
 def test_beyond_its_capacity_the_oldest_audio_is_lost_and_counted(sizes: list[int]) -> None:

@@ -97,6 +97,17 @@ def test_understands_a_person(listener: MoonshineListener) -> None:
 
 
 @pytest.mark.models
+def test_it_hears_where_a_sentence_ends(model: MoonshineModel) -> None:
+    audio, quiet = recording("beckett"), np.zeros(3_000, np.float32)
+    ended = {s: model.recognize(np.concatenate([audio[: round(s * 16_000)], quiet])).ended for s in (1.6, 2.2, 6.4)}
+    assert ended[1.6] is not None  # "Ever tried."
+    assert ended[2.2] is not None  # "Ever tried. Ever"
+    assert ended[6.4] is not None  # "... No matter. Try again."
+    assert ended[2.2] < 0.6 < min(ended[1.6], ended[6.4])
+    assert model.recognize(np.zeros(16_000, np.float32)).ended is None
+
+
+@pytest.mark.models
 def test_partials_grow_into_the_same_final(listener: MoonshineListener) -> None:
     audio = recording("two_cities")[: 7 * 16_000]
     alone, after_partials = listen(listener, audio), listen(listener, audio, partial_every_s=0.5)

@@ -379,7 +379,7 @@ class CascadeSession:
             out.append(PartialTranscript(self._partial))
             if not final:
                 self._read_ahead(self._partial)
-        settles = self._predictor.transcript(transcript.text, final=final, asked_pts=asked_pts)
+        settles = self._predictor.transcript(transcript.text, final=final, asked_pts=asked_pts, ended=transcript.ended)
         if settles:
             misheard = self._final is not None and words_of(self._final) != words_of(self._partial)
             if self._final is None or misheard:

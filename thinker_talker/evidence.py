@@ -47,7 +47,8 @@ _LIMIT = 4.0  # no single part may outweigh all others, except a word that is me
 class Pause:
     """A pause of the user's turn, as known at one moment. ``None``: not known (yet).
 
-    ``words``: the turn so far; ``settled``: they reach up to this pause. ``prosody``: the end-of-turn model's
+    ``words``: the turn so far; ``settled``: they reach up to this pause. ``ended``: the
+    listener's probability that a sentence ends with them. ``prosody``: the end-of-turn model's
     probability. ``expected``: the language model's that a sentence of these words is over. ``fall_st``: how far the
     pitch ended below the turn's median, semitones; ``slope_st``: how far it rose in its last syllable.
     ``voiced_s``: voice in it.
@@ -56,6 +57,7 @@ class Pause:
     voiced_s: float
     words: str = ""
     settled: bool = False
+    ended: float | None = None
     prosody: float | None = None
     fall_st: float | None = None
     slope_st: float | None = None
@@ -108,7 +110,9 @@ def _words(pause: Pause, options: TurnOptions) -> float:
         return -2.0
     if is_counting(pause.words):
         return -4.5
-    return 0.5 if is_finished(pause.words) else -0.5
+    if pause.ended is None:
+        return 0.5 if is_finished(pause.words) else -0.5
+    return 0.4 * _clip(_logit(pause.ended) - 0.5)
 
 
 def _intonation(pause: Pause, options: TurnOptions) -> float:

@@ -31,7 +31,8 @@ class Transcript:
     ``text`` is empty when nothing was said. ``confidence`` is the geometric mean of the model's token
     probabilities, 0 to 1: read speech scores above 0.8, isolated words often 0.5, noise 0.2 to 0.8; it
     helps to reject noise together with voice activity, not alone. ``audio_samples`` are the samples
-    (16 kHz) of this utterance that the text covers, ``elapsed_ms`` the time since the request.
+    (16 kHz) of this utterance that the text covers, ``elapsed_ms`` the time since the request. ``ended``: probability
+    that a sentence ends after the last word, as the model hears it; None where it does not say.
 
     When ``error`` is set the worker failed on this request and ``text`` is what had been settled before.
     """
@@ -42,6 +43,7 @@ class Transcript:
     audio_samples: int
     elapsed_ms: float
     confidence: float = 0.0
+    ended: float | None = None
     error: AgentFaultError | None = None
 
 

@@ -250,6 +250,7 @@ class ThreadedListener:
                 audio_samples=job.end,
                 elapsed_ms=(self._now() - job.requested_s) * 1000.0,
                 confidence=utterance.confidence_with(tail),
+                ended=utterance.ended_with(tail),
                 error=error,
             )
         stream._deliver(utterance, transcript)

@@ -35,6 +35,7 @@ from .utterance import EMPTY, CutPolicy, Recognition
 _START, _END = 1, 2
 _HEADS, _HEAD_WIDTH = 8, 36
 _MIN_SAMPLES = LISTENER_RATE_HZ // 2
+_SENTENCE_ENDS = (b".", b"?", b"!")
 _TOKENS_PER_S = 6.5  # the model's authors' limit: nobody speaks faster, a loop does
 _REALIGN_WITHIN = 6
 
@@ -55,6 +56,10 @@ class MoonshineModel:
         self._cross_cache = [name for name in outputs if ".encoder." in name]  # fixed after the first step
         if len(self._own_cache) != 12 or len(self._cross_cache) != 12:
             raise WeightsCorruptError(f"{directory} is not Moonshine Tiny. Run: duplex models verify")
+        self._sentence_ends = [n for n, piece in enumerate(self._vocabulary) if piece in _SENTENCE_ENDS]
+        self._marks = {
+            n for n, piece in enumerate(self._vocabulary) if piece and not re.search(rb"[\w\x80-\xff]", piece)
+        }
         self._commands = tuple(tokenized(command, self._vocabulary) for command in COMMANDS)
         ort = import_onnxruntime()
         self._value: Callable[[npt.NDArray[Any]], Any] = ort.OrtValue.ortvalue_from_numpy
@@ -85,7 +90,7 @@ class MoonshineModel:
         tokens: list[int] = []
         try:
             heard = self._encoded(samples_16k, options)
-            logprob, steps, first = self._decode(heard, len(samples_16k), list(draft), tokens, options)
+            logprob, steps, first, ended = self._decode(heard, len(samples_16k), list(draft), tokens, options)
             if commands and short and may_be_command(self.text(tokens)):
                 meant = nearly(
                     logprob,
@@ -104,7 +109,7 @@ class MoonshineModel:
         text = self.text(tokens)
         if text.lower() in _NOT_SAID or not re.search(r"\w", text):
             return EMPTY
-        return Recognition(text, tuple(tokens), logprob, steps)
+        return Recognition(text, tuple(tokens), logprob, steps, ended)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Plain text of ``tokens``; control tokens and music notes are left out."""
@@ -133,13 +138,14 @@ class MoonshineModel:
 
     def _decode(
         self, heard: dict[str, Any], n_samples: int, draft: list[int], tokens: list[int], options: Any
-    ) -> tuple[float, int, npt.NDArray[np.float32]]:
-        """Appends to ``tokens`` as they are found; returns their summed log-probability, the steps it spans, and the
-        first step's logits."""
+    ) -> tuple[float, int, npt.NDArray[np.float32], float | None]:
+        """Appends to ``tokens`` as they are found; returns their summed log-probability, the steps it spans, the first
+        step's logits, and how likely a sentence ends after the last word."""
         feed = dict(heard)
         limit = math.ceil(n_samples / LISTENER_RATE_HZ * _TOKENS_PER_S)
         logprob, steps, cached = 0.0, 0, 0
         first: npt.NDArray[np.float32] | None = None
+        ended: float | None = None
         aligned, rest = True, draft  # rest: what is left of the draft; aligned: it is what comes next
         while len(tokens) < limit:
             last = tokens[-1] if tokens else _START
@@ -155,12 +161,14 @@ class MoonshineModel:
             for i, token in enumerate(written[: kept + 1]):
                 logprob += _log_softmax_at(logits[i], token)
                 steps += 1
+                if (token == _END or token in self._marks) and tokens and tokens[-1] not in self._marks:
+                    ended = sum(math.exp(_log_softmax_at(logits[i], mark)) for mark in self._sentence_ends)
                 if token == _END:
-                    return logprob, steps, first
+                    return logprob, steps, first, ended
                 tokens.append(token)
             if looped := repeated_tail(tokens):
                 del tokens[-looped:]
-                return logprob, steps, first
+                return logprob, steps, first, None
             cached += 1 + kept
             for name, value in outputs.items():
                 if kept < len(guess) and name in self._own_cache:  # forget the tokens that were refused
@@ -168,7 +176,7 @@ class MoonshineModel:
                 feed[_as_input(name)] = value
             aligned, rest = realigned(rest[kept:], tokens[-1])
         assert first is not None  # the limit is never under one token
-        return logprob, steps, first
+        return logprob, steps, first, None
 
 
 class MoonshineListener(ThreadedListener):

@@ -105,6 +105,7 @@ class _Stretch:
     own_share_of: tuple[str, str] = ("", "")  # words and what we say, and the share of the first in the second
     own_share: float = 0.0
     final_text: str | None = None  # words up to the current pause
+    ended: float | None = None  # and how likely a sentence ends with them, as they sound
     partial_text: str = ""
     prosody: float | None = None  # for the current pause
     prosody_asked: int = 0
@@ -247,8 +248,9 @@ class TurnPredictor:
         if stretch is not None and not self.voice and asked_pts >= stretch.last_voiced_pts:
             stretch.expected = probability
 
-    def transcript(self, text: str, *, final: bool, asked_pts: int) -> bool:
-        """The listener's answer about audio up to ``asked_pts``. True if it settles the current pause's words."""
+    def transcript(self, text: str, *, final: bool, asked_pts: int, ended: float | None = None) -> bool:
+        """The listener's answer about audio up to ``asked_pts``; ``ended``: probability that a sentence ends there.
+        True if it settles the current pause's words."""
         stretch = self._stretch
         if stretch is None:
             return False
@@ -257,7 +259,7 @@ class TurnPredictor:
         if settles:
             if words_of(text) != words_of(stretch.final_text or ""):
                 stretch.expected, stretch.expectation_asked = None, False
-            stretch.final_text = text
+            stretch.final_text, stretch.ended = text, ended
         return settles
 
     # --- decisions out ---------------------------------------------------------------------------
@@ -440,6 +442,7 @@ class TurnPredictor:
             voiced_s=stretch.voiced_s,
             words=stretch.words,
             settled=stretch.final_text is not None,
+            ended=stretch.ended if stretch.final_text is not None else None,
             prosody=stretch.prosody,
             fall_st=stretch.pitch.fall_st(),
             slope_st=stretch.pitch.slope_st(),

@@ -70,12 +70,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """What a model made of one piece: ``tokens`` without start and end marks; ``logprob`` summed over ``steps``."""
+    """What a model made of one piece: ``tokens`` without start and end marks; ``logprob`` summed over ``steps``.
+
+    ``ended``: its probability that a full stop, question or exclamation mark follows the last word; None: not known.
+    """
 
     text: str
     tokens: tuple[int, ...] = ()
     logprob: float = 0.0
     steps: int = 0
+    ended: float | None = None
 
 
 EMPTY = Recognition("")
@@ -141,6 +145,7 @@ class Utterance:
     _pieces: list[str] = field(default_factory=list)
     _logprob: float = 0.0
     _steps: int = 0
+    _ended: float | None = None
     _buffer: Samples16k = field(default_factory=lambda: np.zeros(_samples(4.0), dtype=np.float32))
     _known: tuple[Span, int, Recognition] | None = None
     """The latest recognition of the tail: what was voiced (positions), how far it heard, and what it was."""
@@ -177,6 +182,7 @@ class Utterance:
         """Freezes everything before position ``cut`` as ``piece``."""
         if piece.text:
             self._pieces.append(piece.text)
+            self._ended = piece.ended
         self._logprob += piece.logprob
         self._steps += piece.steps
         self.draft = self.draft[len(piece.tokens) :]
@@ -198,6 +204,10 @@ class Utterance:
 
     def text_with(self, tail: Recognition) -> str:
         return " ".join([*self._pieces, tail.text] if tail.text else self._pieces)
+
+    def ended_with(self, tail: Recognition) -> float | None:
+        """Of the last words there are."""
+        return tail.ended if tail.text else self._ended
 
     def confidence_with(self, tail: Recognition) -> float:
         steps = self._steps + tail.steps
