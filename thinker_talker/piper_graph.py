@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from duplex.errors import MissingDependencyError, WeightsCorruptError, WeightsMissingError
 
-from .onnx_session import import_onnxruntime
+from .onnx_session import session_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,8 +52,8 @@ class PiperGraph:
         self._latent = latent
         self._outputs = [latent, durations, *conditions]
         self._conditions = conditions
-        self._encoder = _session(first, threads)
-        self._generator = _session(second, threads)
+        self._encoder = session_of(first, threads=threads)
+        self._generator = session_of(second, threads=threads)
         self._takes_speaker = any(i.name == "sid" for i in self._encoder.get_inputs())
         self.context_frames = self._find_context()
 
@@ -108,17 +108,6 @@ def piece_edges(start: int, stop: int, first: int, largest: int) -> Iterator[tup
             end = stop
         yield start, end
         start, size = end, min(size * 2, largest)
-
-
-def _session(model: bytes, threads: int) -> Any:
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Between runs the pool must leave the cores to the thinker.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _cut(model_path: Path) -> tuple[bytes, bytes, str, str, list[str]]:
