@@ -130,6 +130,8 @@ OVER = Overlap(voice=False, voiced_s=0.3, quiet_s=0.3)
         (Overlap(False, 0.3, 0.3, words="", settled=True), User.NOT_ADDRESSED),
         (Overlap(False, 0.3, 0.1), User.SPEAKING),
         (Overlap(False, 0.3, 0.1, words="What?", settled=True), User.INTERRUPTING),
+        (Overlap(False, 0.13, 0.1, words="No.", settled=True), User.SPEAKING),  # a piece of a word: "O-kay"
+        (Overlap(False, 0.13, 0.16, words="No.", settled=True), User.INTERRUPTING),  # it was all there is
         (Overlap(True, 0.3, 0.0, words="What"), User.SPEAKING),  # it may be "what a pity"
         (Overlap(False, 0.3, 0.3, words="The.", settled=True), User.BACKCHANNEL),
         (Overlap(False, 0.3, 0.8), User.BACKCHANNEL),

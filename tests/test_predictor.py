@@ -355,9 +355,9 @@ def test_a_voice_that_soon_turns_out_to_be_ours_is_not_addressed_to_us() -> None
 @pytest.mark.parametrize(("text", "decided"), [("And thief.", User.SPEAKING), ("Stop.", User.INTERRUPTING)])
 def test_two_words_of_a_moment_interrupt_nobody_where_there_may_be_an_echo(text: str, decided: User) -> None:
     predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING, saying="One of them stood there.")
-    for n in range(1, 6):
+    for n in range(1, 8):
         predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99, -20.0, line_echoes=True), ours)
-    predictor.transcript(text, final=False, asked_pts=5 * WINDOW)
+    predictor.transcript(text, final=False, asked_pts=7 * WINDOW)
     assert predictor.review(ours) is decided
 
 

@@ -158,12 +158,13 @@ Logits = dict[User, float]
 def _overlap_words(overlap: Overlap, options: TurnOptions) -> Logits:
     if not overlap.words:
         return {User.NOT_ADDRESSED: 3.0} if overlap.settled and not overlap.voice else {}
-    if says_stop(overlap.words):
+    piece = overlap.voiced_s < options.word_s and overlap.quiet_s < options.decide_s  # "O-kay" begins as "No."
+    if says_stop(overlap.words) and not piece:
         return {User.INTERRUPTING: 9.0}
     if is_backchannel(overlap.words):
         # While they speak on it may be "yeah, but …", so undecided still wins.
         return {User.BACKCHANNEL: 1.0 if overlap.voice else 5.0, User.INTERRUPTING: -4.0}
-    if overlap.line_echoes and overlap.voiced_s < options.echo_words_s:
+    if piece or (overlap.line_echoes and overlap.voiced_s < options.echo_words_s):
         return {}  # what is heard of a piece of our own voice is any word
     if asks_back(overlap.words) and not overlap.voice:
         return {User.INTERRUPTING: 9.0}

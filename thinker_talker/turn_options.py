@@ -73,6 +73,7 @@ class TurnOptions(TurnPresets):
     overlap_sure: float = Field(0.9, gt=0, le=1, description="and counts at once at this one, without onset_s")
     echo_onset_s: float = Field(0.128, gt=0, description="voice needed over ours where ours may come back as echo")
     echo_words_s: float = Field(0.35, gt=0, description="and until its words count, but for an order to stop")
+    word_s: float = Field(0.2, ge=0, description="less voice over ours is a piece of a word, till decide_s is over")
     overlap_partial_s: float = Field(0.3, gt=0, description="voice over ours until its words are looked at")
     interrupt_s: float = Field(0.8, gt=0, description="voice over ours that interrupts whatever it says")
     interrupt_words: int = Field(2, ge=1, description="words of content over ours that interrupt")
