@@ -174,12 +174,9 @@ class Playout:
         if self.queued_samples < 2 * PACKET_SAMPLES:
             return False
         ahead = self._peek(_FAINT_PACKETS * PACKET_SAMPLES)
-        energies = [
-            float(np.dot(part, part)) for part in np.split(ahead, range(PACKET_SAMPLES, len(ahead), PACKET_SAMPLES))
-        ]
-        if energies[0] < _QUIET_RMS**2 * PACKET_SAMPLES:
+        if _loudest(ahead[:PACKET_SAMPLES]) < _QUIET_RMS:
             return True
-        return len(energies) == _FAINT_PACKETS and max(energies) < _FAINT_RMS**2 * PACKET_SAMPLES
+        return len(ahead) == _FAINT_PACKETS * PACKET_SAMPLES and _loudest(ahead) < _FAINT_RMS
 
     def _faded(self) -> Taken:
         packet = np.zeros(PACKET_SAMPLES, dtype=np.float32)
@@ -207,6 +204,12 @@ class Playout:
             left -= len(head)
         self.queued_samples -= len(packet)
         return packet
+
+
+def _loudest(packets: Samples) -> float:
+    """RMS of the loudest of whole packets."""
+    by_packet = packets.reshape(-1, PACKET_SAMPLES)
+    return float(np.sqrt(np.einsum("ij,ij->i", by_packet, by_packet).max() / PACKET_SAMPLES))
 
 
 def ramp(n: int) -> Samples:

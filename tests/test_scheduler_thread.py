@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from duplex.errors import AgentError, AgentFaultError, AgentFullError, WeightsMissingError
+from duplex.restarts import Restarts
 from duplex.scheduler import (
     Delivery,
     Dropped,
@@ -22,7 +23,6 @@ from duplex.scheduler import (
     SlotSettings,
     Stepped,
 )
-from duplex.scheduler.restarts import Restarts
 from duplex.scheduler.session import SchedulerSession
 from duplex.scheduler.simulated import SimulatedEngine
 
@@ -277,7 +277,7 @@ def test_closing_does_not_wait_for_a_restart() -> None:
 
 
 def test_pauses_between_restarts_double_and_a_minute_that_went_well_ends_the_row() -> None:
-    again = Restarts(3, 0.5)
+    again = Restarts(0.5, calm_s=60.0, limit=3)
     assert [again.pause_s(lived_s) for lived_s in (1e4, 0.0, 59.0, 0.0)] == [0.5, 1.0, 2.0, None]
     assert again.pause_s(60.0) == 0.5
 

@@ -145,7 +145,7 @@ class MoonshineModel:
         limit = math.ceil(n_samples / LISTENER_RATE_HZ * _TOKENS_PER_S)
         logprob, steps, cached = 0.0, 0, 0
         first: npt.NDArray[np.float32] | None = None
-        ended: float | None = None
+        after_word: npt.NDArray[np.float32] | None = None  # logits of what follows the last word
         aligned, rest = True, draft  # rest: what is left of the draft; aligned: it is what comes next
         while len(tokens) < limit:
             last = tokens[-1] if tokens else _START
@@ -162,8 +162,9 @@ class MoonshineModel:
                 logprob += _log_softmax_at(logits[i], token)
                 steps += 1
                 if (token == _END or token in self._marks) and tokens and tokens[-1] not in self._marks:
-                    ended = sum(math.exp(_log_softmax_at(logits[i], mark)) for mark in self._sentence_ends)
+                    after_word = logits[i]
                 if token == _END:
+                    ended = None if after_word is None else _share(after_word, self._sentence_ends)
                     return logprob, steps, first, ended
                 tokens.append(token)
             if looped := repeated_tail(tokens):
@@ -251,3 +252,9 @@ def _as_input(output_name: str) -> str:
 def _log_softmax_at(logits: npt.NDArray[np.float32], index: int) -> float:
     top = float(logits.max())
     return float(logits[index]) - top - math.log(float(np.exp(logits - top).sum()))
+
+
+def _share(logits: npt.NDArray[np.float32], of: Sequence[int]) -> float:
+    """The probability of any of them."""
+    weights = np.exp(logits - logits.max())
+    return float(weights[list(of)].sum() / weights.sum())

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from duplex.clock import Clock, MonotonicClock
+from duplex.restarts import Restarts
 
 log = logging.getLogger("duplex.workers")
 
@@ -42,7 +43,7 @@ class SupervisedThread(threading.Thread):
         self._now_s = (clock or MonotonicClock()).now
 
     def run(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        again = Restarts(_FIRST_PAUSE_S, calm_s=_CALM_S, longest_pause_s=_LONGEST_PAUSE_S)
         while True:
             began_s = self._now_s()
             try:
@@ -50,10 +51,9 @@ class SupervisedThread(threading.Thread):
             except Exception as error:
                 log.exception("%s failed and is started again", self.name)
                 self._tell(error)
-                if self._now_s() - began_s >= _CALM_S:
-                    pause_s = _FIRST_PAUSE_S
+                pause_s = again.pause_s(self._now_s() - began_s)
+                assert pause_s is not None  # there is no limit
                 self._pause(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 self.restarts += 1
             else:
                 return

@@ -8,6 +8,7 @@ from typing import Any
 
 from duplex.clock import Clock, MonotonicClock
 from duplex.errors import AgentError, AgentFaultError, AgentFullError, DuplexError
+from duplex.restarts import Restarts
 
 from .contract import Engine, SlotSettings
 from .deadlines import DeadlineLog
@@ -15,13 +16,13 @@ from .deliveries import Deliver
 from .faults import typed_error
 from .metrics import SchedulerMetrics
 from .options import SchedulerOptions
-from .restarts import Restarts
 from .session import SchedulerSession
 from .ticker import Ticker
 
 log = logging.getLogger("duplex.scheduler")
 
 _STOPPING = "The server is stopping."
+_CALM_S = 60.0  # an engine that served for so long is not in a spin
 
 
 class Scheduler:
@@ -119,7 +120,7 @@ class Scheduler:
             self._up.set()
             return
         self._up.set()
-        again = Restarts(self._options.restarts, self._options.restart_pause_s)
+        again = Restarts(self._options.restart_pause_s, calm_s=_CALM_S, limit=self._options.restarts)
         while True:
             began_s = self._clock.now()
             fault = self._serve(ticker)
