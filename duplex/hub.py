@@ -167,6 +167,11 @@ class SessionHub:
         task.add_done_callback(lambda done: self._ended(session.id, done))
         return session
 
+    async def left(self, session: Session) -> None:
+        """Returns once a session whose line has closed is over, and its place free."""
+        if (live := self._sessions.get(session.id)) is not None:
+            await asyncio.wait([live[1]])
+
     def _ended(self, session_id: str, task: asyncio.Task[None]) -> None:
         self._sessions.pop(session_id, None)
         self._leaving.discard(session_id)

@@ -297,10 +297,11 @@ async def test_one_call_too_many_is_refused_and_a_hang_up_makes_room() -> None:
     async with open_door(max_sessions=1) as door:
         first, second = Client(), Client()
         call_id = await first.call(door)
+        await first.wait_event("session.created")
         with pytest.raises(AgentFullError):
             await second.call(door)
-        await door.hang_up(call_id)
-        await until(lambda: everything_freed(door))
+        await door.hang_up(call_id)  # returns when there is room
+        assert everything_freed(door)
         third = Client()
         await third.call(door)
         await third.wait_event("session.created")

@@ -274,6 +274,8 @@ class WebRtcDoor:
             await line.close("the call ended")
             log.info("call %s ended: %s", call.call_id, line.reason)
             self._calls.pop(call.call_id, None)
+            if line.session is not None:  # who is told that a call has ended may want its place for the next
+                await self._hub.left(line.session)
 
     async def _is_up(self, connection: _Connection, line: WebRtcLine) -> bool:
         """Returns once the connection is up or will never be."""
