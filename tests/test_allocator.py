@@ -1,0 +1,55 @@
+"""Threads share two arenas of the C library's allocator once it was asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from duplex.allocator import few_arenas
+
+# Sixteen threads that hold memory at the same time; what glibc then says of its arenas.
+COUNT = """
+import ctypes, sys, threading
+from duplex.allocator import few_arenas
+if sys.argv[1] == "few":
+    assert few_arenas()
+together, libc = threading.Barrier(16), ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def hold():
+    held = libc.malloc(40_000)
+    together.wait()
+    libc.free(held)
+threads = [threading.Thread(target=hold) for _ in range(16)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.fdopen.restype, libc.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+out = libc.fdopen(1, b"w")
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+def arenas(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COUNT, how], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_a_server_has_two_arenas_however_many_threads() -> None:
+    assert arenas("few") == 2
+    assert arenas("as it comes") > 2
+
+
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    assert not few_arenas()
+
+
+def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not few_arenas()
