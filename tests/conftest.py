@@ -7,7 +7,14 @@ from collections.abc import Iterator
 import pytest
 from live import duplex_serve
 
+from duplex.garbage import set_aside
 from duplex.weights import ModelStore
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collector() -> None:
+    """After a few thousand tests a look through everything takes a second, which a call in real time would hear."""
+    set_aside()
 
 
 @pytest.fixture(scope="session")
