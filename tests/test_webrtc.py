@@ -96,9 +96,10 @@ class Ear:
         return np.concatenate([silence(), *(sound for sound in self.sound if np.abs(sound).max() > 0.02)])
 
     async def wait_for_sound(self, seconds: float) -> Samples:
-        while len(self.loud()) < seconds * SAMPLE_RATE_HZ:
-            self._news.clear()
-            await self._news.wait()
+        async with asyncio.timeout(30):
+            while len(self.loud()) < seconds * SAMPLE_RATE_HZ:
+                self._news.clear()
+                await self._news.wait()
         return self.loud()
 
 
@@ -132,12 +133,13 @@ class Client:
         return call_id
 
     async def wait_event(self, kind: str) -> dict[str, Any]:
-        while True:
-            for event in self.events:
-                if event["type"] == kind:
-                    return event
-            self._news.clear()
-            await self._news.wait()
+        async with asyncio.timeout(30):
+            while True:
+                for event in self.events:
+                    if event["type"] == kind:
+                        return event
+                self._news.clear()
+                await self._news.wait()
 
     async def close(self) -> None:
         self.open.discard(self)
