@@ -1,8 +1,8 @@
 """How the C library keeps memory for many threads, where it is glibc.
 
 glibc gives threads arenas of their own, eight a core, and each keeps what its threads once needed at once. The models'
-threads allocate megabytes and free them a moment later, each in another arena: on two cores the heap is 150 MB larger for
-it, and grows from call to call. Two arenas hold the same calls in less, and do not grow (docs/decisions.md).
+threads allocate megabytes and free them a moment later, each in another arena: on two cores the heap is 150 MB larger
+for it, and grows from call to call. Two arenas hold the same calls in less, and do not grow (docs/decisions.md).
 """
 
 from __future__ import annotations
