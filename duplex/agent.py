@@ -40,6 +40,7 @@ class AgentInfo:
     ``calls_tools``: its thinker can be given tools (:class:`Tool`).
     ``deterministic``: the same frames and commands give the same output, within step and collect, so that a
     replay may run it anew.
+    ``places``: calls at a time that it was configured for, where that is a number; no server takes more.
     """
 
     name: str
@@ -49,6 +50,7 @@ class AgentInfo:
     voices: tuple[str, ...] = ()
     calls_tools: bool = False
     deterministic: bool = False
+    places: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class ServerConfig(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8998, ge=0, le=65535)
     max_sessions: int | None = Field(
-        None, ge=1, le=10_000, description="calls at a time; without it what the agent admits, 4 if it does not say"
+        None, ge=1, le=10_000, description="calls at a time; without it what the agent takes, 4 if it does not say"
     )
     max_sdp_bytes: int = Field(64 * 1024, ge=1024)
     max_event_bytes: int = Field(16 * 1024 * 1024, ge=1024)

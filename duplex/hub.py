@@ -26,6 +26,21 @@ GIVES_WAY_S = 3.0
 """So long a far end may be out of reach before somebody who is here gets its place."""
 
 
+def _most(agent: Agent, wanted: int | None) -> int | None:
+    """Calls at a time; ``None``: as many as the agent admits."""
+    places = agent.info.places
+    if places is None:
+        return UNCOUNTED if wanted is None and not isinstance(agent, Admitting) else wanted
+    if wanted is not None and wanted > places:
+        log.warning(
+            "the agent has %d places, so no more than that of the %d calls in server.max_sessions are taken;"
+            " give agent.options.max_sessions the same number",
+            places,
+            wanted,
+        )
+    return places if wanted is None else min(wanted, places)
+
+
 class Reservation:
     """A place kept while a call is being set up. Use it with ``SessionHub.open`` or release it."""
 
@@ -43,7 +58,7 @@ class SessionHub:
     """Opens, counts and ends sessions. Lives on one event loop; ``async with`` starts and closes it.
 
     ``max_sessions`` bounds live sessions plus reservations; one more raises ``AgentFullError``. None: as many as the
-    agent admits, or ``UNCOUNTED`` of one that does not say.
+    agent admits or has places for, or ``UNCOUNTED`` of one that does not say. Never more than its places.
     ``make_session`` makes each of them, e.g. ``Recorder.session``; it takes what ``Session`` takes.
     ``make_canceller`` makes each an echo canceller; without it lines are taken to cancel echo themselves.
     """
@@ -64,8 +79,7 @@ class SessionHub:
         self.clock = clock
         self.config = config
         self.metrics = metrics if metrics is not None else Metrics()
-        uncounted = None if isinstance(agent, Admitting) else UNCOUNTED
-        self.max_sessions = uncounted if max_sessions is None else max_sessions
+        self.max_sessions = _most(agent, max_sessions)
         self.ready = False
         self.draining = False
         self.empty = asyncio.Event()  # no session is open

@@ -170,11 +170,14 @@ class FakeServing:
         self.closed = False
 
     async def start(self) -> Served:
-        return Served(self._open, FakeTokens(), TAGGED)
+        return Served(self._open, FakeTokens(), TAGGED, self._admit)
 
-    def _open(self, settings: SlotSettings, deliver: Deliver) -> FakeSlot:
+    def _admit(self) -> None:
         if self.live >= self.model.full_after:
             raise AgentFullError("Every slot of the device is taken.")
+
+    def _open(self, settings: SlotSettings, deliver: Deliver) -> FakeSlot:
+        self._admit()
         self.live += 1
         slot = FakeSlot(FakeBrain(self.model), settings, deliver, self._left)
         self.slots.append(slot)

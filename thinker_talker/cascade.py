@@ -98,7 +98,8 @@ class CascadeAgent:
     def info(self) -> AgentInfo:
         thinker = None if self._engines is None else self._engines.thinker
         sees, calls = (False, False) if thinker is None else (thinker.takes_images, thinker.calls_tools)
-        return AgentInfo("cascade", takes_images=sees, voices=voices_of(self.options), calls_tools=calls)
+        voices, places = voices_of(self.options), self.options.max_sessions
+        return AgentInfo("cascade", takes_images=sees, voices=voices, calls_tools=calls, places=places)
 
     async def start(self) -> None:
         if self._engines is None:

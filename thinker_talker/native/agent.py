@@ -43,6 +43,7 @@ class NativeAgent:
             native=True,
             voices=self.voices,
             deterministic=self.options.seed is not None,
+            places=self.options.max_sessions,
         )
 
     @property
