@@ -152,9 +152,9 @@ AgentFactory = Callable[[Mapping[str, Any]], Agent]
 class Heard:
     """One step's input.
 
-    ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none). ``reply_left_s``: how
-    much of our reply is still to be heard, once its end is known. ``link``: a report about the line's link, once, when
-    it came.
+    ``reference``: what we played meanwhile, float32, as long as the frame (zeros if none). ``reply_sent_s``: how
+    much of the reply at hand went out. ``reply_left_s``: how much of it is still to be heard, once its end is known.
+    ``link``: a report about the line's link, once, when it came.
     """
 
     frame: Frame
@@ -164,6 +164,7 @@ class Heard:
     now_s: float
     image: Image | None = None
     reply_left_s: float | None = None
+    reply_sent_s: float | None = None
     link: LinkReport | None = None
 
 

@@ -340,6 +340,11 @@ class FloorKeeper:
             return None
         return self._playout.queued_samples / SAMPLE_RATE_HZ
 
+    @property
+    def reply_sent_s(self) -> float | None:
+        """What was sent of the reply at hand, if there is one."""
+        return None if self.reply is None else self._ledger.sent_ms(self.reply.reply_id) / 1000
+
     def add_text(self, reply: Reply, delta: str) -> None:
         reply.text += delta
         reply.unannounced_text.append(delta)

@@ -270,6 +270,7 @@ class Session:
                 now_s=now_s,
                 image=self._line.take_image(),
                 reply_left_s=self._floor.reply_left_s,
+                reply_sent_s=self._floor.reply_sent_s,
                 link=self._link.take_link() if self._link is not None else None,
             )
             mind.step(heard)

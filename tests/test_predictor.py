@@ -354,7 +354,7 @@ def test_a_voice_that_soon_turns_out_to_be_ours_is_not_addressed_to_us() -> None
 
 @pytest.mark.parametrize(("text", "decided"), [("And thief.", User.SPEAKING), ("Stop.", User.INTERRUPTING)])
 def test_two_words_of_a_moment_interrupt_nobody_where_there_may_be_an_echo(text: str, decided: User) -> None:
-    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING, saying="One of them stood there.")
+    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING, said="One of them stood there.")
     for n in range(1, 8):
         predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99, -20.0, line_echoes=True), ours)
     predictor.transcript(text, final=False, asked_pts=7 * WINDOW)
@@ -364,13 +364,76 @@ def test_two_words_of_a_moment_interrupt_nobody_where_there_may_be_an_echo(text:
 @pytest.mark.parametrize(("line_echoes", "decided"), [(True, User.NOT_ADDRESSED), (False, User.INTERRUPTING)])
 def test_our_own_words_are_an_echo_where_there_may_be_one(line_echoes: bool, decided: User) -> None:
     predictor = TurnPredictor()
-    ours = OurSide(Floor.SPEAKING, saying="In the year 1980 there was a young deer in the forest.")
+    ours = OurSide(Floor.SPEAKING, said="In the year 1980 there was a young deer in the forest.")
     for n in range(1, 25):
         probability = 0.99 if n < 12 else 0.01
         user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
         if n == 14:
             predictor.transcript("Hey, there was a young deer", final=True, asked_pts=n * WINDOW)
         if user in (User.NOT_ADDRESSED, User.INTERRUPTING):
+            break
+    assert user is decided
+
+
+def echoing(text: str, *, voiced: int, said: str = "", upto: int = 40, again_at: int | None = None) -> list[User]:
+    """States after each of ``upto`` windows of somebody over us on a line that echoes: ``voiced`` windows of voice, and
+    again from ``again_at``; their words come two windows after the first stretch."""
+    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING, said=said)
+    users = []
+    for n in range(1, upto + 1):
+        voice = n <= voiced or (again_at is not None and n >= again_at)
+        users.append(
+            predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99 if voice else 0.01, -20.0, line_echoes=True), ours)
+        )
+        if n == voiced + 2:
+            predictor.transcript(text, final=True, asked_pts=n * WINDOW)
+            users.append(predictor.review(ours))
+    return users
+
+
+def test_three_words_that_are_not_ours_interrupt_however_much_of_them_our_echo_covered() -> None:
+    assert User.INTERRUPTING in echoing("I think it's like", voiced=8)
+    assert User.INTERRUPTING not in echoing("Big Montreal.", voiced=8)
+    assert User.INTERRUPTING not in echoing("I think it's like", voiced=8, said="and I think it's like that")
+
+
+def test_who_pauses_under_our_echo_has_a_moment_longer_to_go_on() -> None:
+    """Two words, and 0.2 s later the voice is back, of which the first 0.13 s are not believed."""
+    assert User.INTERRUPTING in echoing("Big Montreal.", voiced=9, again_at=16)
+    assert User.BACKCHANNEL not in echoing("Big Montreal.", voiced=9, again_at=16)
+    assert User.BACKCHANNEL in echoing("Big Montreal.", voiced=9)
+    assert echoing("Mm-hm.", voiced=9, again_at=16).count(User.BACKCHANNEL) == 1, "encouragement need not wait"
+
+
+def test_a_voice_that_begins_again_ends_the_pause() -> None:
+    """The pause of 0.16 s is over in the window in which an unsure voice, not yet speech, has begun."""
+    predictor, ours = TurnPredictor(), OurSide(Floor.SPEAKING)
+    for n in range(1, 9):
+        predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.99, -20.0), ours)
+    for n in range(9, 13):
+        predictor.window(HeardWindow(n * WINDOW, WINDOW, 0.01, -60.0), ours)
+    predictor.transcript("The", final=True, asked_pts=12 * WINDOW)
+    assert predictor.window(HeardWindow(13 * WINDOW, WINDOW, 0.7, -20.0), ours) is User.PAUSED_INCOMPLETE
+    assert predictor.window(HeardWindow(14 * WINDOW, WINDOW, 0.7, -20.0), ours) is User.SPEAKING
+
+
+@pytest.mark.parametrize(
+    ("said", "line_echoes", "decided"),
+    [
+        ("the light went out of the dark.", True, User.NOT_ADDRESSED),
+        ("the light went out of the dark.", False, User.TURN_COMPLETE),
+        ("nobody was on board.", True, User.TURN_COMPLETE),
+    ],
+)
+def test_our_last_words_that_come_back_after_them_are_no_turn(said: str, line_echoes: bool, decided: User) -> None:
+    predictor, ours = TurnPredictor(), OurSide(Floor.LISTENING, said=said)
+    user = User.IDLE
+    for n in range(1, 80):
+        probability = 0.99 if n < 12 else 0.01
+        user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
+        if n == 14:
+            predictor.transcript("Of the dark.", final=True, asked_pts=n * WINDOW)
+        if user in (User.NOT_ADDRESSED, User.TURN_COMPLETE):
             break
     assert user is decided
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from session_run import SessionRun
 
 from duplex import events as ev
 from duplex import requests as rq
-from duplex.agent import BeginReply, CommitTurn, DropReply, ReopenTurn
+from duplex.agent import AgentSession, BeginReply, CommitTurn, DropReply, Heard, ReopenTurn
 from duplex.conversation import Role
 from duplex.frames import SAMPLE_RATE_HZ
 from duplex.testing import ScriptedAgent, ScriptedReply, ScriptedTiming, ScriptedUser
@@ -46,6 +48,27 @@ def test_a_question_is_answered_with_a_held_back_speculation_released_on_commit(
         (Role.USER, "(speech)"),
         (Role.ASSISTANT, "All right, here is my answer."),
     ]
+
+
+def test_the_agent_is_told_with_each_frame_how_far_its_reply_went() -> None:
+    told: list[Heard] = []
+    agent = ScriptedAgent()
+    opened = agent.open
+
+    def open_session(*given: Any) -> AgentSession:
+        session = opened(*given)
+        stepped = session.step
+        session.step = lambda heard: (told.append(heard), stepped(heard))[-1]  # type: ignore[method-assign]
+        return session
+
+    agent.open = open_session  # type: ignore[method-assign]
+    Call(agent, ScriptedUser([(0.5, 1.0)]), 5.0).run()
+    sent = [heard.reply_sent_s for heard in told if heard.floor is Floor.SPEAKING]
+    assert None not in sent
+    assert sent[1] == pytest.approx(0.04, abs=0.021)
+    assert sent[50] - sent[0] == pytest.approx(1.0, abs=0.001)  # type: ignore[operator]
+    assert max(s for s in sent if s) == pytest.approx(2.0, abs=0.03)
+    assert told[-1].reply_sent_s is None, "there is none any more"
 
 
 def test_a_slow_reply_leaves_as_soon_as_it_is_there() -> None:

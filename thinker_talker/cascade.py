@@ -48,6 +48,7 @@ from duplex.agent import (
     PartialTranscript,
     Remember,
     ReopenTurn,
+    ReplyAudio,
     ReplyEnd,
     ReplyText,
     SpeechStarted,
@@ -74,6 +75,7 @@ from .predictor import Ask, Edge, HeardWindow, OurSide, TurnPredictor
 from .prompt import prompt
 from .reply_request import request, wishes
 from .reply_work import ReplyWork
+from .said_lately import SaidLately
 from .thinking_places import ThinkingPlaces
 from .turn_options import TurnOptions
 
@@ -161,6 +163,7 @@ class CascadeSession:
         self._ours = OurSide(Floor.LISTENING)
         self._latest_reply = ""  # the reply begun last ...
         self._saying = ""  # ... and its text, as far as it goes
+        self._said = SaidLately()
         self._recent: deque[Samples] = deque(maxlen=_PRE_ROLL_WINDOWS)
         self._turn_audio: deque[Samples] = deque(maxlen=_PROSODY_WINDOWS)
         self._listening = False  # the current stretch goes to the listener
@@ -192,7 +195,8 @@ class CascadeSession:
     # --- the session's side ----------------------------------------------------------------------
 
     def step(self, heard: Heard) -> None:
-        self._ours = OurSide(heard.floor, heard.reply_left_s, self._saying)
+        said = self._said.text(heard.reply_sent_s)
+        self._ours = OurSide(heard.floor, heard.reply_left_s, self._saying, said)
         if self._awaiting is not None and heard.now_s - self._awaiting_since_s > self._options.listener_limit_s:
             self._do_without_words(self._awaiting)
         if heard.image is not None:
@@ -220,6 +224,10 @@ class CascadeSession:
                     # The talker is busy with it now, and the thinker has a moment.
                     self._predictor.ask_expectation()
                     self._judged(out)
+                case ReplyAudio(reply_id=reply_id, words=words) as audio:
+                    if reply_id == self._latest_reply:
+                        self._said.add(words)
+                    out.append(audio)
                 case ReplyEnd() as end:
                     self._works.pop(end.reply_id, None)
                     out.append(end)
@@ -474,6 +482,7 @@ class CascadeSession:
             return
         if not wished.silent:
             self._latest_reply, self._saying = command.reply_id, ""
+            self._said.begin()
         work = ReplyWork(command.reply_id, self._clock, self._post, hold_calls=said is not None)
         self._works[command.reply_id] = work
         talker = None if wished.silent else self._engines.talker(self._settings.voice)

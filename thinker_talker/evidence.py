@@ -36,10 +36,13 @@ from .lexicon import (
     is_finished,
     is_hanging,
     says_stop,
+    words_of,
 )
 from .turn_options import TurnOptions
 
 _OWN_WORDS = 0.6
+_NOT_OURS = 0.3
+_ENOUGH_WORDS = 3
 _LIMIT = 4.0  # no single part may outweigh all others, except a word that is meant as a command
 
 
@@ -164,13 +167,18 @@ def _overlap_words(overlap: Overlap, options: TurnOptions) -> Logits:
     if is_backchannel(overlap.words):
         # While they speak on it may be "yeah, but …", so undecided still wins.
         return {User.BACKCHANNEL: 1.0 if overlap.voice else 5.0, User.INTERRUPTING: -4.0}
-    if piece or (overlap.line_echoes and overlap.voiced_s < options.echo_words_s):
+    if piece or (overlap.line_echoes and overlap.voiced_s < options.echo_words_s and not _is_of_others(overlap)):
         return {}  # what is heard of a piece of our own voice is any word
     if asks_back(overlap.words) and not overlap.voice:
         return {User.INTERRUPTING: 9.0}
     if content_words(overlap.words) >= options.interrupt_words:
         return {User.INTERRUPTING: 5.0}
     return {}
+
+
+def _is_of_others(overlap: Overlap) -> bool:
+    """Enough words to tell that they are not ours, though part of the voice they were said in lay under our echo."""
+    return overlap.settled and overlap.own_words < _NOT_OURS and len(words_of(overlap.words)) >= _ENOUGH_WORDS
 
 
 def _overlap_length(overlap: Overlap, options: TurnOptions) -> Logits:
@@ -233,7 +241,8 @@ def _undecided(overlap: Overlap, options: TurnOptions) -> float:
     """Waiting for more is right while more can come."""
     if overlap.voice:
         return 2.0
-    if overlap.settled and overlap.quiet_s >= options.decide_s:
+    covered = overlap.line_echoes and content_words(overlap.words) > 0  # it may go on under our echo
+    if overlap.settled and overlap.quiet_s >= (options.echo_decide_s if covered else options.decide_s):
         return -6.0
     return -6.0 if overlap.quiet_s >= options.decide_limit_s else 3.0
 

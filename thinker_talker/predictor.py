@@ -35,6 +35,7 @@ from .turn_options import TurnOptions
 
 _SOFTNESS_S = 0.05  # how sharply the probability of a turn's end rises around the silence that ends it
 _EXPECTATION_WAIT_S = 0.15
+_REPEATED = 0.8  # share of our last words in a turn that makes it their echo
 _QUESTION_WINDOW_S = 1.0  # an answer may begin this long before our question is over
 
 
@@ -72,11 +73,12 @@ class HeardWindow:
 @dataclass(frozen=True, slots=True)
 class OurSide:
     """What the predictor knows of us. ``left_s``: of the reply that is playing, if its end is known; ``saying``: its
-    text, as far as it is made."""
+    text, as far as it is made; ``said``: the words that went out in the last seconds."""
 
     floor: Floor
     left_s: float | None = None
     saying: str = ""
+    said: str = ""
 
     @property
     def asks(self) -> bool:
@@ -101,8 +103,8 @@ class _Stretch:
     echo_samples: int = 0  # of what our own voice explains, and is not counted as its voice
     overlap: bool = False  # it began over our own voice
     our_question: bool = False
-    line_echoes: bool = False
-    own_share_of: tuple[str, str] = ("", "")  # words and what we say, and the share of the first in the second
+    line_echoes: bool = False  # when it began
+    own_share_of: tuple[str, str] = ("", "")  # words and what we said, and the share of the first in the second
     own_share: float = 0.0
     final_text: str | None = None  # words up to the current pause
     ended: float | None = None  # and how likely a sentence ends with them, as they sound
@@ -143,7 +145,7 @@ class TurnPredictor:
     _stretch: _Stretch | None = None
     _onset: int = 0  # samples of voice not yet counted as speech
     _pts: int = 0
-    _saying: str = ""  # what we said last
+    _said: str = ""  # our words of the last seconds
     _overlap: Mapping[User, float] = field(default_factory=dict)  # the last overlap's logits
 
     # --- evidence in -----------------------------------------------------------------------------
@@ -210,6 +212,7 @@ class TurnPredictor:
             start = heard.end_pts - self._onset
             if stretch is None:
                 stretch = self._stretch = _Stretch(start, heard.end_pts, last_partial_pts=start)
+                stretch.line_echoes = heard.line_echoes
                 self.edges.append((Edge.STARTED, start))
             else:
                 stretch.final_text = stretch.prosody = stretch.expected = None
@@ -226,13 +229,11 @@ class TurnPredictor:
         stretch.pitch.add(heard.pitch_hz)
         if ours.speaking and not stretch.overlap:
             stretch.overlap = True
-            stretch.line_echoes = heard.line_echoes
             stretch.our_question = ours.asks and ours.left_s is not None and ours.left_s <= _QUESTION_WINDOW_S
 
     def review(self, ours: OurSide) -> User:
         """Judges again after new evidence, without waiting for the next window."""
-        if ours.saying:
-            self._saying = ours.saying
+        self._said = ours.said
         self.user = self._judge(ours.speaking)
         return self.user
 
@@ -292,9 +293,9 @@ class TurnPredictor:
             self.ask_expectation()
         if quiet_s < self.silence_needed_s():
             return User.PAUSED_INCOMPLETE
-        if stretch.final_text == "" or self._is_someone_else(stretch):
+        if stretch.final_text == "" or self._is_someone_else(stretch) or self._is_our_echo(stretch):
             self.forget()
-            return User.NOT_ADDRESSED  # sound without words, or words of somebody farther away
+            return User.NOT_ADDRESSED  # sound without words, or words of somebody farther away, or our own
         return User.TURN_COMPLETE
 
     def ask_expectation(self) -> None:
@@ -311,6 +312,12 @@ class TurnPredictor:
             return False
         self.usual.ignored()
         return True
+
+    def _is_our_echo(self, stretch: _Stretch) -> bool:
+        """It began just after our last words, on a line that echoes, and repeats them."""
+        if "own words" in self.options.without or stretch.overlap or not stretch.line_echoes:
+            return False
+        return self._own_share(stretch) >= _REPEATED
 
     def _ask_partial(self, stretch: _Stretch, every_s: float) -> None:
         if self._pts - stretch.last_partial_pts >= _samples(every_s):
@@ -336,7 +343,7 @@ class TurnPredictor:
 
     def _judge_overlap(self, stretch: _Stretch) -> User:
         o = self.options
-        quiet_s = self.quiet_s
+        quiet_s = max(0.0, self.quiet_s - self._onset / SAMPLE_RATE_HZ)  # a voice that begins again ends the pause
         if self.voice:
             self._ask_partial(stretch, o.overlap_partial_s)
         elif quiet_s >= o.pause_s - 1e-6:
@@ -368,7 +375,7 @@ class TurnPredictor:
 
     def _own_share(self, stretch: _Stretch) -> float:
         """It is compared once, and not in every window in which nothing of it has changed."""
-        compared = (stretch.words, self._saying)
+        compared = (stretch.words, self._said)
         if stretch.own_share_of != compared:
             stretch.own_share_of, stretch.own_share = compared, own_share(*compared)
         return stretch.own_share
@@ -473,7 +480,7 @@ class TurnPredictor:
         self.noise.reset()
         self._overlap = {}
         self._pts = 0
-        self._saying = ""
+        self._said = ""
 
 
 def _level_dbfs(stretch: _Stretch) -> float:

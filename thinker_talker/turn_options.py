@@ -79,6 +79,7 @@ class TurnOptions(TurnPresets):
     interrupt_words: int = Field(2, ge=1, description="words of content over ours that interrupt")
     backchannel_s: float = Field(0.6, gt=0, description="wordless overlap up to this long was encouragement")
     decide_s: float = Field(0.16, gt=0, description="quiet after an overlap until it is judged")
+    echo_decide_s: float = Field(0.3, gt=0, description="and after words where our echo may cover what comes next")
     decide_limit_s: float = Field(0.7, gt=0, description="judged by its length if its words are not there by then")
     echo_threshold: float = Field(
         0.4, gt=0, le=1, description="a window of which our own voice explains this share is echo"
