@@ -49,18 +49,7 @@ class Besides:
         )
         reply.public, reply.came_s = True, self._clock.now()
         self._replies[reply.reply_id] = reply
-        self._emit(
-            ev.ReplyStarted(
-                self._at(),
-                reply.reply_id,
-                reply.item_id,
-                None,
-                silent=True,
-                in_conversation=False,
-                labels=asked.labels,
-                max_output_tokens=asked.max_output_tokens,
-            )
-        )
+        self._emit(reply.told(self._at(), None))
         self._command(replace(reply.begin(asked, history), silent=True))
 
     def current(self, reply_id: str) -> Reply | None:

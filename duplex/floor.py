@@ -33,6 +33,7 @@ from duplex.items import Items
 from duplex.ledger import Ledger
 from duplex.metrics import Metrics
 from duplex.outgoing import Sent
+from duplex.overdue import Overdue
 from duplex.playout import Playout, State
 from duplex.reply import CallEvent, Reply, Turn, traced
 from duplex.requests import CreateReply
@@ -79,7 +80,7 @@ class FloorKeeper:
         self._emit, self._command, self._take_back, self._at = emit, command, take_back, at
         self._last_told: tuple[Floor, User] | None = None
         self._overlap_since_s: float | None = None
-        self._starved_since_s: float | None = None
+        self._overdue = Overdue(config)
         self._complete_since_s: float | None = None  # since when the predictor calls the open turn complete
         self._asked = CreateReply()
         self._asked_history: tuple[Item, ...] | None = None
@@ -134,47 +135,26 @@ class FloorKeeper:
         if expired := self.machine.tick(now_s):
             self._act(expired)
             self._tell_floor()
-        if self.machine.floor is Floor.THINKING:
-            came_s = self.reply.came_s if self.reply is not None else 0.0
-            self._wait_for_reply(now_s - max(self.machine.since_s, came_s))
-        self._watch_for_stall(now_s)
+        if fault := self._overdue.fault(self.machine, self.reply, self._playout.audible, now_s):
+            self._emit(ev.ErrorRaised(self._at(), *fault))
+            self.signal(Own.CANCELLED)
+        elif self._overdue.is_dead_air(self.machine, self.reply, now_s):
+            self._say_that_it_takes_long()
         if self.reply is not None and self._all_heard(self.reply, now_s):
             self.signal(Own.REPLY_ENDED)
 
     def stood_still(self, for_s: float) -> None:
         """Time in which nothing could happen is no time that anybody waited."""
         self.machine.since_s += for_s
-        self._starved_since_s = None
+        self._overdue.stood_still()
         if self.reply is not None:
             self.reply.came_s += for_s
             self.reply.sent_all_at_s = None
 
-    def _wait_for_reply(self, waited_s: float) -> None:
-        limit_s, dead_air_s = self._config.think_limit_s, self._config.dead_air_s
-        if waited_s > limit_s:
-            self._give_up("reply_timeout", f"No reply came within {limit_s:g} s; the floor is yours again.")
-        elif self.reply is None or self.reply.silent or self.reply.dead_air_told:
-            return
-        elif 0 < dead_air_s < waited_s:
+    def _say_that_it_takes_long(self) -> None:
+        if self.reply is not None:
             self.reply.dead_air_told = True
             self._command(FillSilence(self.reply.reply_id))
-
-    def _watch_for_stall(self, now_s: float) -> None:
-        """A reply that stops in mid-sentence keeps the floor for ``stall_limit_s``, and no longer."""
-        reply = self.reply
-        starved = self.machine.floor is Floor.SPEAKING and not self._playout.audible
-        if reply is None or reply.ended or not starved:
-            self._starved_since_s = None
-        elif self._starved_since_s is None:
-            self._starved_since_s = now_s
-        elif now_s - self._starved_since_s > self._config.stall_limit_s:
-            self._starved_since_s = None
-            limit_s = self._config.stall_limit_s
-            self._give_up("reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again.")
-
-    def _give_up(self, code: str, message: str) -> None:
-        self._emit(ev.ErrorRaised(self._at(), code, message))
-        self.signal(Own.CANCELLED)
 
     def _all_heard(self, reply: Reply, now_s: float) -> bool:
         """Whether a reply that was sent to its end has also reached the ear; until then it can still be cut off."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from duplex.agent import BeginReply, ToolCallArguments, ToolCallBegan, ToolCallEnd, Word
 from duplex.conversation import Item
-from duplex.events import At, TurnTraced, Usage
+from duplex.events import At, ReplyStarted, TurnTraced, Usage
 from duplex.requests import CreateReply
 from duplex.trace import TurnTrace
 
@@ -83,6 +83,19 @@ class Reply:
             asked.tool_choice,
             asked.silent,
             asked.max_output_tokens,
+        )
+
+    def told(self, at: At, after_id: str | None) -> ReplyStarted:
+        """What the client is told: it begins, after the item ``after_id`` if it is part of the conversation."""
+        return ReplyStarted(
+            at,
+            self.reply_id,
+            self.item_id,
+            after_id if self.in_conversation else None,
+            self.silent,
+            self.in_conversation,
+            self.labels,
+            self.max_output_tokens,
         )
 
     @property

@@ -33,18 +33,7 @@ class ReplyTeller:
         if reply.public:
             return
         reply.public = True
-        self._emit(
-            ev.ReplyStarted(
-                self._at(),
-                reply.reply_id,
-                reply.item_id,
-                self._items.conversation.last_id if reply.in_conversation else None,
-                reply.silent,
-                reply.in_conversation,
-                reply.labels,
-                reply.max_output_tokens,
-            )
-        )
+        self._emit(reply.told(self._at(), self._items.conversation.last_id))
         self.announce(reply, released=False)
         self._items.announce_calls(reply)
 
