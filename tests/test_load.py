@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ from duplex.benchmarks.load.phases import (
     too_much_for_cascade,
     too_much_for_transport,
 )
-from duplex.benchmarks.load.report import answers, picture, print_report
+from duplex.benchmarks.load.plot import drawn, picture
+from duplex.benchmarks.load.report import answers, print_report
 from duplex.benchmarks.load.search import Search
 from duplex.benchmarks.server_process import ServerProcess
 from duplex.clock import VirtualClock
@@ -360,6 +362,19 @@ def test_nothing_held_has_no_twice(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(command.Runner, "_speech", lambda _self: beeps(1))
     assert command.main(["--only", "overload", "--held", "0"]) == 1
     assert "--held N" in capsys.readouterr().out
+
+
+def test_the_long_load_is_drawn_over_its_minutes() -> None:
+    aged = ageing(long_load(200.0, 400.0))
+    assert len(aged.p95_of_thirds) == 3
+    assert aged.p95_of_thirds[0][2] == pytest.approx(aged.p95_of_thirds[2][2], rel=0.5)
+    assert aged.waits_ms == tuple(sorted(aged.waits_ms))
+    report = {"loads": [], "machine": {"cpu": "x", "cores": 2}, "mixed": {"ageing": asdict(aged)}}
+    waits, memory = drawn(report).axes  # and no empty charts of what was not searched
+    assert memory.lines[0].get_ydata()[-1] > memory.lines[0].get_ydata()[0]
+    assert len(waits.lines) == 4
+    without = asdict(aged) | {"memory_mb": (), "waits_ms": (), "p95_of_thirds": ()}
+    assert len(drawn(report | {"mixed": {"ageing": without}}).axes) == 2
 
 
 def test_an_empty_picture_is_still_a_picture(tmp_path: Path) -> None:

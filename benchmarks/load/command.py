@@ -22,7 +22,8 @@ from duplex.benchmarks.load.client import Plan, beeps, save_sounds
 from duplex.benchmarks.load.figures import Load, Look, Summary
 from duplex.benchmarks.load.offer import offer
 from duplex.benchmarks.load.phases import PHASES, Held, Mixed, Overload, hold, in_order, mixed, overloaded
-from duplex.benchmarks.load.report import picture, print_report, row_of
+from duplex.benchmarks.load.plot import picture
+from duplex.benchmarks.load.report import print_report, row_of
 from duplex.benchmarks.server_process import ServerProcess, machine, started_server
 from duplex.benchmarks.stimuli_cuts import Split
 from duplex.benchmarks.turns.material import Material

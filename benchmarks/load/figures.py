@@ -172,13 +172,17 @@ class Ageing:
 
     ``growth_mb_per_hour``: slope of the server's memory; ``noise_mb_per_hour``: what the same number of looks gives
     without a leak, 95 % (blocks of the residuals, shuffled: memory is a staircase, so its looks are not independent).
-    ``p95_drift``: of the last third against the first, as a share.
+    ``p95_drift``: of the last third against the first, as a share. The course of it: ``memory_mb`` and ``waits_ms`` as
+    (s into the load, value), ``p95_of_thirds`` as (from s, to s, ms).
     """
 
     growth_mb_per_hour: float | None
     noise_mb_per_hour: float | None
     p95_drift: float | None
     minutes: float
+    memory_mb: tuple[tuple[float, float], ...] = ()
+    waits_ms: tuple[tuple[float, float], ...] = ()
+    p95_of_thirds: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def leaks(self) -> bool | None:
@@ -198,10 +202,23 @@ def ageing(load: Load, warm_up_s: float = 120.0, blocks: int = 12, seed: int = 0
         growth, _ = slope_of(list(at_h), list(memory))
         noise = _shuffled_slope(at_h, memory, growth, blocks, seed)
     third_s = (load.seconds - warm_up_s) / 3.0
-    early = waits_of(load, warm_up_s, warm_up_s + third_s)
-    late = waits_of(load, warm_up_s + 2.0 * third_s)
+    starts_s = [warm_up_s + k * third_s for k in range(3)]
+    thirds = [waits_of(load, starts_s[0], starts_s[1]), waits_of(load, starts_s[1], starts_s[2])]
+    thirds.append(waits_of(load, starts_s[2]))
+    early, _, late = thirds
     drift = percentile(late, 95) / percentile(early, 95) - 1.0 if len(early) >= 20 and len(late) >= 20 else None
-    return Ageing(growth, noise, drift, load.seconds / 60.0)
+    p95s = [
+        (from_s, from_s + third_s, percentile(waits, 95))
+        for from_s, waits in zip(starts_s, thirds, strict=True)
+        if waits
+    ]
+    memory_mb = tuple((look.at_s, float(look.memory_mb)) for look in load.looks if look.memory_mb is not None)
+    return Ageing(growth, noise, drift, load.seconds / 60.0, memory_mb, _timed_waits(load), tuple(p95s))
+
+
+def _timed_waits(load: Load) -> tuple[tuple[float, float], ...]:
+    turns = [line for line in load.told if line["kind"] == "turn" and line["wait_ms"] is not None]
+    return tuple(sorted((float(line["at_s"]), float(line["wait_ms"])) for line in turns))
 
 
 def _shuffled_slope(at_h: Any, memory: Any, growth: float, blocks: int, seed: int) -> float:

@@ -1,18 +1,12 @@
-"""A run of ``duplex bench load`` as lines, a table and a picture; all from its plain values, so from its JSON too."""
+"""A run of ``duplex bench load`` as lines and a table, from its plain values, so from its JSON too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from duplex.benchmarks.load.phases import LAG_P99_MS, MOST_P95_MS
-from duplex.timeline import FAINT, INK, PAPER, QUIET, installed_fonts
-
-_DOOR_COLOURS = {"webrtc": "#1c2330", "websocket": "#c8372d", "webrtc+websocket": "#5b8def"}
 
 
 def row_of(row: Mapping[str, Any]) -> str:
@@ -126,64 +120,3 @@ def _verdict(passed: bool | None) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
-
-
-def picture(report: Mapping[str, Any], path: Path) -> None:
-    """Three charts over the sessions that were offered: voice-to-voice p95, loop lag p99, the server's CPU."""
-    from matplotlib.figure import Figure
-
-    family = installed_fonts()
-    figure = Figure(figsize=(16, 4.6), dpi=100, facecolor=PAPER)
-    charts = (
-        ("voice-to-voice p95, ms", lambda row: row["waits"] and row["waits"]["p95"], MOST_P95_MS),
-        ("loop lag p99, at most ms", lambda row: row["lag_p99_ms"], LAG_P99_MS),
-        ("server, % of a core", lambda row: row["server_percent"], None),
-    )
-    for index, (title, value_of, limit) in enumerate(charts):
-        axes = figure.add_axes((0.045 + index * 0.325, 0.14, 0.27, 0.66))
-        _chart(axes, report["loads"], value_of, limit, family)
-        axes.set_title(title, loc="left", fontsize=11, color=INK, family=family)
-    about = report["machine"]
-    figure.text(0.015, 0.93, "duplex bench load", fontsize=16, weight="bold", color=INK, family=family)
-    figure.text(
-        0.17,
-        0.933,
-        f"{about['cpu']}, {about['cores']} cores; a hollow mark was not held; dashed: the limit",
-        fontsize=10,
-        color=QUIET,
-        family=family,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor=PAPER)
-
-
-def _chart(axes: Any, rows: Any, value_of: Any, limit: float | None, family: list[str]) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=QUIET, labelsize=9)
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("sessions offered", color=QUIET, family=family, fontsize=10)
-    lines: dict[tuple[str, str], list[tuple[int, float, bool]]] = {}
-    for row in rows:
-        value = value_of(row)
-        if value is not None and row["phase"] in {"transport", "cascade"}:
-            key = (row["phase"], "+".join(row["doors"]))
-            lines.setdefault(key, []).append((row["offered"], float(value), row["why"] is None))
-    for (phase, door), points in sorted(lines.items()):
-        points.sort()
-        colour = _DOOR_COLOURS.get(door, INK)
-        style = "-" if phase == "transport" else ":"
-        axes.plot(
-            [p[0] for p in points], [p[1] for p in points], style, color=colour, linewidth=1.6, label=f"{phase}, {door}"
-        )
-        for offered, value, held in points:
-            axes.plot([offered], [value], "o", color=colour, markersize=6, markerfacecolor=colour if held else PAPER)
-    if lines:
-        axes.legend(fontsize=8, frameon=False, labelcolor=INK, prop={"family": family, "size": 8})
-    if limit is not None:
-        axes.axhline(limit, color=QUIET, linewidth=1.0, linestyle="--")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
