@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duplex.errors import AgentFaultError, AgentFullError, ConfigError, WeightsCorruptError, WeightsMissingError
+from duplex.thinker_talker import llama_place
 from duplex.thinker_talker.cascade_options import DEFAULT_INSTRUCTIONS
 from duplex.thinker_talker.llama import LlamaSession, LlamaThinker
 from duplex.thinker_talker.thinker import (
@@ -157,6 +158,16 @@ def test_remembers_the_conversation(session: LlamaSession) -> None:
 def test_the_limit_bounds_the_reply(session: LlamaSession) -> None:
     sink = _ask(session, "Tell me a very long story about a dragon.", max_tokens=7, seed=1)
     assert (sink.reason, sink.usage.reply_tokens) == ("length", 7)
+
+
+@pytest.mark.models
+def test_a_model_that_goes_round_in_a_circle_is_stopped(session: LlamaSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = [Message("user", "Tick!"), Message("assistant", "Tick tick tick tick tick tick tick tick tick tick.")] * 2
+    stopped = _ask(session, *ticking, "Tick!", max_tokens=100)
+    assert stopped.reason == "stop"
+    assert stopped.text.lower().count("tick") < 12
+    monkeypatch.setattr(llama_place, "loops", lambda _text: False)
+    assert _ask(session, *ticking, "Tick!", max_tokens=100).text.lower().count("tick") > 12, "nothing to stop"
 
 
 @pytest.mark.models

@@ -21,7 +21,6 @@ from duplex.thinker_talker.moonshine import (
     MoonshineModel,
     read_vocabulary,
     realigned,
-    repeated_tail,
 )
 
 Audio = npt.NDArray[np.float32]
@@ -240,22 +239,6 @@ def test_text_of_tokens(model: MoonshineModel, directory: Path) -> None:
     number = {token: index for index, token in reversed(list(enumerate(vocabulary)))}
     cafe = [number["▁".encode()], *(number[bytes([byte])] for byte in "café ♪".encode())]
     assert model.text(cafe) == "café"
-
-
-@pytest.mark.parametrize(
-    ("tokens", "looped"),
-    [
-        ([1, 2, 3, 4], 0),
-        ([5, 6] * 4, 0),  # "no, no, no, no"
-        ([9, *[5] * 6], 5),
-        ([9, *[5, 6] * 6], 10),
-        ([9, *[1, 2, 3, 4] * 4], 12),
-        ([9, *[1, 2, 3, 4] * 3], 0),
-        ([*[1, 2, 3, 4] * 4, 9], 0),  # found its way out
-    ],
-)
-def test_a_loop_is_counted_but_not_a_repetition(tokens: list[int], looped: int) -> None:
-    assert repeated_tail(tokens) == looped
 
 
 @pytest.mark.parametrize(

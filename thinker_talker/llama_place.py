@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,10 +13,13 @@ from duplex.errors import AgentFaultError
 from .llama_tools import Asked
 from .openai_answer import Answer
 from .openai_wire import chat_body, chat_message
+from .repetition import loops
 from .thinker import FinishReason, Message, ThinkRequest, Thought, Usage
 
 if TYPE_CHECKING:
     from .llama import LlamaThinker
+
+log = logging.getLogger("duplex.thinker")
 
 _CONTROL_IN_TEXT = re.compile(r"<\|")
 
@@ -126,6 +130,9 @@ class Outcome:
                 self.text += text
                 if self._say is not None:
                     self._say(text)
+                    if loops(self.text):  # it would go on until its limit
+                        log.debug("the language model repeats itself and is stopped after %d letters", len(self.text))
+                        return True
             self.reason = choice.get("finish_reason") or self.reason
             for token in (choice.get("logprobs") or {}).get("content") or ():
                 if not self.likeliest:

@@ -30,6 +30,7 @@ from .listener import LISTENER_RATE_HZ, Samples16k
 from .listening import Abort, Aborted, ThreadedListener
 from .onnx_session import import_onnxruntime, open_session
 from .phrase_hints import COMMANDS, LONGEST_S, may_be_command, nearly, tokenized
+from .repetition import repeated_tail
 from .utterance import EMPTY, CutPolicy, Recognition
 
 _START, _END = 1, 2
@@ -220,21 +221,6 @@ def read_vocabulary(path: Path) -> list[bytes]:
         vocabulary.append(b"" if re.fullmatch(rb"<.{1,20}>", token) else token)
         at += length
     return vocabulary
-
-
-def repeated_tail(tokens: Sequence[int]) -> int:
-    """How many tokens at the end only repeat the ones before: a model that has lost its way loops.
-
-    People do repeat themselves ("no, no, no, no"), so a short cycle must come six times and a longer one
-    four; all but the first are then counted.
-    """
-    for cycle in range(1, 11):
-        times = 6 if cycle <= 2 else 4
-        if len(tokens) >= cycle * times:
-            end = tokens[-cycle:]
-            if all(tokens[-cycle * k : len(tokens) - cycle * (k - 1)] == end for k in range(2, times + 1)):
-                return cycle * (times - 1)
-    return 0
 
 
 def realigned(rest: list[int], written: int) -> tuple[bool, list[int]]:
