@@ -54,7 +54,8 @@ Item = Message | ToolCall | ToolResult
 
 
 class Conversation:
-    """Items in order, by id. Bounded: past ``max_messages`` the oldest leave.
+    """Items in order, by id. Bounded: past ``max_messages`` the oldest quarter leaves, all at once: a conversation that
+    lost one item with every new one would begin differently at every turn, and a thinker would have to read it anew.
 
     A place can be kept for an item that has no words yet (a turn not understood, a reply not heard); nobody sees it.
     """
@@ -88,8 +89,9 @@ class Conversation:
     def put(self, item: Item) -> None:
         """Adds an item, or replaces the one with the same id in its place."""
         self._items[item.item_id] = item
-        while len(self._items) > self._max:
-            del self._items[next(iter(self._items))]
+        if len(self._items) > self._max:
+            for item_id in list(self._items)[: max(1, self._max // 4)]:
+                del self._items[item_id]
 
     def insert(self, item: Item, after: str | None) -> None:
         """Adds a new item behind the one called ``after``, or before all others."""

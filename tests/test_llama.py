@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,33 @@ def test_what_fits_keeps_the_system_prompt_and_the_newest(count: int, systems: i
         assert history[0].role == "user"
 
 
-def test_history_is_dropped_in_bites_so_that_the_prompt_keeps_its_start() -> None:
-    starts = {fit_messages([_SYSTEM, *_turns(n)], 200)[1].text for n in range(21, 60, 2)}
-    assert len(starts) <= 7  # 20 turns, and the start of the prompt changed no more than this often
+def test_history_is_dropped_in_chapters_so_that_the_prompt_keeps_its_start() -> None:
+    starts = [fit_messages([_SYSTEM, *_turns(n)], 400)[1].text for n in range(1, 121, 2)]
+    assert len(set(starts)) == len([1 for before, after in pairwise(starts) if before != after]) + 1, "it went back"
+    assert len(set(starts)) <= 10  # 60 turns, and the start of the prompt changed no more than this often
+
+
+@given(st.integers(1, 60), st.integers(200, 900), st.text(max_size=80))
+def test_a_prompt_that_is_read_ahead_begins_as_the_replys_does(exchanges: int, budget: int, said: str) -> None:
+    """After our reply, while the user speaks, and when they have spoken."""
+    history = [_SYSTEM, *_turns(2 * exchanges)]
+    ahead = fit_messages(history, budget)
+    for words in (said[:10], said):
+        assert fit_messages([*history, Message("user", words)], budget)[: len(ahead)] == ahead
+
+
+def test_notes_between_turns_keep_their_place_and_go_with_their_turns() -> None:
+    note = Message("system", "The user did not hear the rest.")
+    turns = [*_turns(2), note, *_turns(2)]
+    assert fit_messages([_SYSTEM, *turns], 400) == (_SYSTEM, *turns)
+    assert note not in fit_messages([_SYSTEM, *turns, *_turns(60)], 400)
+
+
+def test_a_question_larger_than_the_budget_is_all_that_is_left() -> None:
+    huge = Message("user", "word " * 2000)
+    assert fit_messages([_SYSTEM, *_turns(6), huge], 300) == (_SYSTEM, huge)
+    tool = Message("tool", "42", call_id="c")
+    assert fit_messages([_SYSTEM, *_turns(6), huge, tool], 300) == (_SYSTEM, huge, tool)
 
 
 # --- the real model -------------------------------------------------------------------------------
@@ -280,6 +305,25 @@ def test_a_long_history_is_cut_to_the_context(weights: Path) -> None:
     # Far more tokens a byte than the estimate expects: the engine refuses, and we ask for less.
     dense = _turns(200, "1 2 3 4 5 6 7 8 9 0 ( ) ; ! ? % & / ")
     assert _ask(session, *dense, "Hello?", max_tokens=12).error is None
+    engine.close()
+
+
+@pytest.mark.models
+def test_a_long_talk_is_never_read_anew(weights: Path) -> None:
+    """Also where old turns are dropped, and after a note on what was not heard: what was read moves up."""
+    engine = LlamaThinker(weights, sessions=1, context_tokens=1024)
+    session, talk = engine.open(), [_SYSTEM]
+    note = Message("system", "The user interrupted you and did not hear the rest.")
+    read, prompts = [], []
+    for n in range(24):
+        question = Message("user", f"Question {n}: and what would you say about the weather in town number {n}?")
+        usage = _ask(session, *talk[1:], question, max_tokens=4, seed=n).usage
+        prompts.append(usage.prompt_tokens)
+        read.append(usage.prompt_tokens - usage.cached_tokens)
+        answer = Message("assistant", "It is fine weather there, and it was so yesterday.")
+        talk += [question, answer, *([note] if n % 3 == 2 else [])]
+    assert any(after < before for before, after in pairwise(prompts)), "nothing was ever dropped"
+    assert max(read[1:]) < 80, read  # an exchange and a note; read anew, it would be 350
     engine.close()
 
 

@@ -41,6 +41,7 @@ from .llama_place import Place, RefusedError, TooLongError, as_sent
 from .llama_server import start_server
 from .llama_tools import SmallReply, knows_tools
 from .thinker import (
+    DEFAULT_MAX_TOKENS,
     CollectingSink,
     Message,
     ThinkRequest,
@@ -177,12 +178,13 @@ class LlamaThinker:
 
     # -- called on session threads ---------------------------------------------------------------
 
-    def _run(self, slot: int, request: ThinkRequest, thought: Thought) -> None:
-        """One request, to its end. Blocks the session's thread."""
+    def _run(self, slot: int, request: ThinkRequest, thought: Thought, reply_tokens: int) -> None:
+        """One request, to its end. Blocks the session's thread. ``reply_tokens``: room that is left for the reply, also
+        by a prompt that is read ahead of it, so that both begin alike."""
         uses_tools = bool(request.tools) or any(m.role == "tool" for m in request.messages)
         longest = min(request.max_tokens, self.context_tokens // 2)
         shown = sum(map(estimate_tokens, self.examples)) + small.estimate_shown(request.tools)
-        budget = self.context_tokens - longest - shown - 32
+        budget = self.context_tokens - min(reply_tokens, self.context_tokens // 2) - shown - 32
         for _ in range(3):
             messages = fit_messages(request.messages, budget)
             fitted = replace(request, messages=messages, max_tokens=longest)
@@ -245,6 +247,7 @@ class LlamaSession:
         self._next: _Job | None = None
         self._now: _Job | None = None
         self._closed = False
+        self._reply_tokens = DEFAULT_MAX_TOKENS  # of the last reply at most; what is read ahead is read for the next
         self._thread = threading.Thread(target=self._work, name=f"thinker-{slot}", daemon=True)
         self._thread.start()
 
@@ -302,8 +305,10 @@ class LlamaSession:
                 assert job is not None
                 if not job.thought.live:
                     continue
+                if job.is_reply:
+                    self._reply_tokens = job.request.max_tokens
                 try:
-                    self._engine._run(self._slot, job.request, job.thought)
+                    self._engine._run(self._slot, job.request, job.thought, self._reply_tokens)
                 except RefusedError as error:
                     _fail(job, f"The language model refused the request: {error}")
                 except Exception as error:  # whatever the library raises is this reply's fault only

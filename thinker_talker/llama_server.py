@@ -23,6 +23,8 @@ from typing import Any
 
 from duplex.errors import MissingDependencyError, WeightsCorruptError
 
+_REUSE_TOKENS = 32
+"""The shortest run of tokens that is found again where the prompt begins differently."""
 _BATCH_TOKENS = 32  # the prompt is read this many at a time; as fast as 512 on two cores
 
 
@@ -43,6 +45,7 @@ def start_server(
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.ctx_shift = False  # the history is bounded by us, at message borders
+    params.n_cache_reuse = _REUSE_TOKENS  # and what follows the turns that were dropped moves up instead of being read
     params.cache_ram_mib = 0  # no second cache in RAM: it may grow to gigabytes
     params.n_ctx_checkpoints = 0
     params.n_threads_http = 1

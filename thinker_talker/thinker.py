@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol
 
 from duplex.agent import Tool, ToolChoice
@@ -303,25 +304,46 @@ def fit_messages(
     budget_tokens: int,
     *,
     count: Callable[[Message], int] = estimate_tokens,
-    bite: int = 8,
 ) -> tuple[Message, ...]:
-    """The messages that fit ``budget_tokens``: system messages stay, the oldest turns go.
+    """The messages that fit ``budget_tokens``: the system messages that they begin with stay, the oldest turns go.
 
-    Turns are dropped ``bite`` at a time. Dropping one pair per turn would change the start of the
-    prompt every turn and throw the prompt cache away every turn; this way it happens once in
-    ``bite // 2`` exchanges. The last message always stays (a tool's answer with its question), and a kept history
-    starts with a user turn.
+    What is dropped changes the start of the prompt, and everything behind it has to be read again. So turns go in
+    *chapters*, each a third of the budget and counted from the conversation's beginning, and whether one has to go is
+    decided by what is settled: the history, and room for a turn of the user's (a chapter's half), not by the words of
+    the turn at hand. A prompt that is read ahead then begins as the reply's does. The last message always stays (a
+    tool's answer with its question), and a kept history starts with a user turn.
     """
-    system = [m for m in messages if m.role == "system"]
-    turns = [m for m in messages if m.role != "system"]
-    left = budget_tokens - sum(count(m) for m in system)
-    last = len(turns) - 1
-    if turns and turns[last].role == "tool":
-        last = max((i for i, m in enumerate(turns) if m.role == "user"), default=0)
-    dropped = 0
-    while dropped < last and sum(count(m) for m in turns[dropped:]) > left:
-        dropped = min(dropped + bite, last)
-    if dropped:
-        while dropped < last and turns[dropped].role != "user":
-            dropped += 1
-    return (*system, *turns[dropped:])
+    at = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    system, turns = messages[:at], messages[at:]
+    if not turns:
+        return tuple(system)
+    sizes, newest = [count(m) for m in turns], _newest(turns)
+    chapter = max(1, budget_tokens // 3)
+    room = budget_tokens - sum(map(count, system)) - max(chapter // 2, sum(sizes[newest:]))
+    starts = _chapters(turns[:newest], sizes, chapter)
+    starts += [i for i in range(starts[-1] + 1, newest) if turns[i].role == "user"]  # if not even the last one fits
+    left = sum(sizes[:newest])
+    for before, start in pairwise([0, *starts]):
+        left -= sum(sizes[before:start])
+        if left <= room:
+            return (*system, *turns[start:])
+    return (*system, *turns[min(newest, len(turns) - 1) :])
+
+
+def _chapters(turns: Sequence[Message], sizes: Sequence[int], chapter: int) -> list[int]:
+    """Where the chapters of a history begin."""
+    starts, size = [0], 0
+    for index, message in enumerate(turns):
+        if size >= chapter and message.role == "user":
+            starts.append(index)
+            size = 0
+        size += sizes[index]
+    return starts
+
+
+def _newest(turns: Sequence[Message]) -> int:
+    """Where the turn at hand begins: its user's words, or the question that a tool answers. Past the end: nobody asks
+    anything yet."""
+    if turns[-1].role not in ("user", "tool"):
+        return len(turns)
+    return max((i for i, m in enumerate(turns) if m.role == "user"), default=0)
