@@ -24,6 +24,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from .expectation import LlamaEndExpectation
 from .llama_place import Place, RefusedError, TooLongError, as_sent
 from .llama_server import start_server
 from .llama_tools import SmallReply, knows_tools
+from .repetition import unlooped
 from .thinker import (
     DEFAULT_MAX_TOKENS,
     CollectingSink,
@@ -120,7 +122,7 @@ class LlamaThinker:
         self._server: Any = start_server(model_path, sessions + 1, context_tokens, threads, template)
         self._server.handle_chat_completions(self._body(0, ThinkRequest((Message("user", "."),), 0)), lambda _: False)
         self._lock = threading.Lock()
-        self._sessions = sessions
+        self._sessions = self.slot_beside = sessions
         self._free_slots = list(range(sessions))
         self._expectation: LlamaEndExpectation | None = LlamaEndExpectation(self._server, slot=sessions)
         self._open: set[LlamaSession] = set()
@@ -143,7 +145,7 @@ class LlamaThinker:
         with self._lock:
             if self._closed:
                 raise AgentFaultError("The thinker is closed.")
-            return self._opened(self._sessions)
+            return self._opened(self.slot_beside)
 
     def _opened(self, slot: int) -> LlamaSession:
         session = LlamaSession(self, slot)
@@ -186,7 +188,7 @@ class LlamaThinker:
         shown = sum(map(estimate_tokens, self.examples)) + small.estimate_shown(request.tools)
         budget = self.context_tokens - min(reply_tokens, self.context_tokens // 2) - shown - 32
         for _ in range(3):
-            messages = fit_messages(request.messages, budget)
+            messages = tuple(map(_as_shown, fit_messages(request.messages, budget)))
             fitted = replace(request, messages=messages, max_tokens=longest)
             place = Place(self, slot, fitted, thought)
             try:
@@ -196,7 +198,12 @@ class LlamaThinker:
                     SmallReply(place, fitted, messages, self.examples, thought).make()
                 else:
                     shown_messages = small.shown(messages, request.tools, self.examples)
-                    reason, usage = place.tell(shown_messages)
+                    if self.examples and request.max_tokens and messages[-1].role == "user":
+                        system = takewhile(lambda m: m.role == "system", messages)
+                        alone = small.shown((*system, messages[-1]), request.tools, self.examples)
+                        reason, usage = place.tell_anew(shown_messages, alone)
+                    else:
+                        reason, usage = place.tell(shown_messages)
                     thought.done("length" if reason == "length" else "stop", usage)
                 return
             except TooLongError as error:
@@ -316,6 +323,10 @@ class LlamaSession:
         finally:
             # Only now is the slot truly idle, and may be another conversation's.
             self._engine._give_back(self, self._slot)
+
+
+def _as_shown(message: Message) -> Message:
+    return replace(message, text=unlooped(message.text)) if message.role == "assistant" else message
 
 
 def _fail(job: _Job, message: str) -> None:

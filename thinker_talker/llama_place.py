@@ -13,7 +13,7 @@ from duplex.errors import AgentFaultError
 from .llama_tools import Asked
 from .openai_answer import Answer
 from .openai_wire import chat_body, chat_message
-from .repetition import loops
+from .repetition import Opening, loops
 from .thinker import FinishReason, Message, ThinkRequest, Thought, Usage
 
 if TYPE_CHECKING:
@@ -43,6 +43,20 @@ class Place:
         if grammar:
             body["temperature"] = 0.0
         outcome = self._send(body, self._thought.text)
+        return outcome.reason, outcome.usage
+
+    def tell_anew(self, messages: Sequence[Message], alone: Sequence[Message]) -> tuple[str, Usage]:
+        """The same, unless it begins like an earlier reply: a small model imitates itself. Then it is asked again,
+        without the conversation (``alone``), on a slot where that is not forgotten for it. If it says the same again,
+        that is the answer.
+        """
+        earlier = [m.text for m in self._request.messages if m.role == "assistant"]
+        opening = Opening(earlier, self._thought.text)
+        outcome = self._send(self._body(messages, ""), opening.say)
+        opening.close()
+        if opening.repeats and self._thought.live:
+            body = self._engine._body(self._engine.slot_beside, replace(self._request, messages=tuple(alone)))
+            outcome = self._send(body, self._thought.text)
         return outcome.reason, outcome.usage
 
     def reply_natively(self) -> None:
@@ -129,7 +143,8 @@ class Outcome:
             if text := choice.get("delta", {}).get("content") or "":
                 self.text += text
                 if self._say is not None:
-                    self._say(text)
+                    if self._say(text) is False:
+                        return True
                     if loops(self.text):  # it would go on until its limit
                         log.debug("the language model repeats itself and is stopped after %d letters", len(self.text))
                         return True
