@@ -136,8 +136,7 @@ class FloorKeeper:
             self._act(expired)
             self._tell_floor()
         if fault := self._overdue.fault(self.machine, self.reply, self._playout.audible, now_s):
-            self._emit(ev.ErrorRaised(self._at(), *fault))
-            self.signal(Own.CANCELLED)
+            self._give_up(*fault)
         elif self._overdue.is_dead_air(self.machine, self.reply, now_s):
             self._say_that_it_takes_long()
         if self.reply is not None and self._all_heard(self.reply, now_s):
@@ -150,6 +149,10 @@ class FloorKeeper:
         if self.reply is not None:
             self.reply.came_s += for_s
             self.reply.sent_all_at_s = None
+
+    def _give_up(self, code: str, message: str) -> None:
+        self._emit(ev.ErrorRaised(self._at(), code, message))
+        self.signal(Own.CANCELLED)
 
     def _say_that_it_takes_long(self) -> None:
         if self.reply is not None:
