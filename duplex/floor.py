@@ -33,7 +33,7 @@ from duplex.items import Items
 from duplex.ledger import Ledger
 from duplex.metrics import Metrics
 from duplex.outgoing import Sent
-from duplex.overdue import Overdue
+from duplex.overdue import Fault, Overdue
 from duplex.playout import Playout, State
 from duplex.reply import CallEvent, Reply, Turn, traced
 from duplex.requests import CreateReply
@@ -135,8 +135,9 @@ class FloorKeeper:
         if expired := self.machine.tick(now_s):
             self._act(expired)
             self._tell_floor()
-        if fault := self._overdue.fault(self.machine, self.reply, self._playout.audible, now_s):
-            self._give_up(*fault)
+        if fault := self._overdue_at(now_s):
+            self._emit(ev.ErrorRaised(self._at(), *fault))
+            self.signal(Own.CANCELLED)
         elif self._overdue.is_dead_air(self.machine, self.reply, now_s):
             self._say_that_it_takes_long()
         if self.reply is not None and self._all_heard(self.reply, now_s):
@@ -150,9 +151,8 @@ class FloorKeeper:
             self.reply.came_s += for_s
             self.reply.sent_all_at_s = None
 
-    def _give_up(self, code: str, message: str) -> None:
-        self._emit(ev.ErrorRaised(self._at(), code, message))
-        self.signal(Own.CANCELLED)
+    def _overdue_at(self, now_s: float) -> Fault | None:
+        return self._overdue.fault(self.machine, self.reply, self._playout.audible, now_s)
 
     def _say_that_it_takes_long(self) -> None:
         if self.reply is not None:

@@ -6,6 +6,9 @@ from duplex.config import SessionConfig
 from duplex.reply import Reply
 from duplex.turn import Floor, TurnMachine
 
+Fault = tuple[str, str]
+"""A code and a sentence."""
+
 
 class Overdue:
     """One session's. The limits are the configuration's: ``think_limit_s``, ``stall_limit_s``, ``dead_air_s``."""
@@ -18,16 +21,23 @@ class Overdue:
         """Nothing could happen for a while: nobody waited."""
         self._starved_since_s = None
 
-    def fault(self, machine: TurnMachine, reply: Reply | None, audible: bool, now_s: float) -> tuple[str, str] | None:
-        """Why the floor is kept no longer, as a code and a sentence. ``audible``: there is something to play."""
+    def fault(self, machine: TurnMachine, reply: Reply | None, audible: bool, now_s: float) -> Fault | None:
+        """Why the floor is kept no longer. ``audible``: there is something to play."""
+        return self.no_reply(machine, reply, now_s) or self.stalled(self._starved_s(machine, reply, audible, now_s))
+
+    def no_reply(self, machine: TurnMachine, reply: Reply | None, now_s: float) -> Fault | None:
         limit_s = self._config.think_limit_s
-        if self._thought_s(machine, reply, now_s) > limit_s:
-            return "reply_timeout", f"No reply came within {limit_s:g} s; the floor is yours again."
+        if self._thought_s(machine, reply, now_s) <= limit_s:
+            return None
+        return "reply_timeout", f"No reply came within {limit_s:g} s; the floor is yours again."
+
+    def stalled(self, for_s: float) -> Fault | None:
+        """``for_s``: how long nothing more of the reply came."""
         limit_s = self._config.stall_limit_s
-        if self._starved_s(machine, reply, audible, now_s) > limit_s:
-            self._starved_since_s = None
-            return "reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again."
-        return None
+        if for_s <= limit_s:
+            return None
+        self._starved_since_s = None
+        return "reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again."
 
     def is_dead_air(self, machine: TurnMachine, reply: Reply | None, now_s: float) -> bool:
         """Whether it is time to say that it takes long; said once for a reply, and of none that is text."""

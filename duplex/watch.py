@@ -18,6 +18,7 @@ from duplex.floor import FloorKeeper
 from duplex.frames import PACKET_SAMPLES
 from duplex.late_sound import LateSound
 from duplex.outgoing import Sent
+from duplex.overdue import Fault
 from duplex.playout import State
 from duplex.reply import Reply, Turn
 from duplex.trace import TurnTrace
@@ -83,12 +84,12 @@ class WatchedFloor(FloorKeeper):
             self._late = (reply, LateSound())
         return self._late[1]
 
-    def _watch_for_stall(self, now_s: float) -> None:
+    def _overdue_at(self, now_s: float) -> Fault | None:
         """Sound comes as it is spoken, and a line that is kept ahead takes it at once: an empty queue is no stall."""
-        reply, limit_s = self.reply, self._config.stall_limit_s
+        reply = self.reply
         speaking = self.machine.floor is Floor.SPEAKING and reply is not None and not reply.ended
-        if speaking and now_s - self._came_s > limit_s:
-            self._give_up("reply_stalled", f"The reply stopped coming for {limit_s:g} s; the floor is yours again.")
+        stalled = self._overdue.stalled(now_s - self._came_s if speaking else 0.0)
+        return self._overdue.no_reply(self.machine, reply, now_s) or stalled
 
     def current(self, reply_id: str) -> Reply | None:
         """The reply at hand if it is that one, by our name or by the agent's."""
