@@ -361,18 +361,25 @@ def test_two_words_of_a_moment_interrupt_nobody_where_there_may_be_an_echo(text:
     assert predictor.review(ours) is decided
 
 
-@pytest.mark.parametrize(("line_echoes", "decided"), [(True, User.NOT_ADDRESSED), (False, User.INTERRUPTING)])
-def test_our_own_words_are_an_echo_where_there_may_be_one(line_echoes: bool, decided: User) -> None:
-    predictor = TurnPredictor()
-    ours = OurSide(Floor.SPEAKING, said="In the year 1980 there was a young deer in the forest.")
-    for n in range(1, 25):
+def first_of(states: set[User], text: str, ours: OurSide, line_echoes: bool, upto: int = 25) -> User:
+    """The first of ``states`` that somebody is in who says ``text`` for eleven windows; else the last of all."""
+    predictor, user = TurnPredictor(), User.IDLE
+    for n in range(1, upto):
         probability = 0.99 if n < 12 else 0.01
         user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
         if n == 14:
-            predictor.transcript("Hey, there was a young deer", final=True, asked_pts=n * WINDOW)
-        if user in (User.NOT_ADDRESSED, User.INTERRUPTING):
+            predictor.transcript(text, final=True, asked_pts=n * WINDOW)
+        if user in states:
             break
-    assert user is decided
+    return user
+
+
+@pytest.mark.parametrize(("line_echoes", "decided"), [(True, User.NOT_ADDRESSED), (False, User.INTERRUPTING)])
+def test_our_own_words_are_an_echo_where_there_may_be_one(line_echoes: bool, decided: User) -> None:
+    ours = OurSide(Floor.SPEAKING, said="In the year 1980 there was a young deer in the forest.")
+    assert (
+        first_of({User.NOT_ADDRESSED, User.INTERRUPTING}, "Hey, there was a young deer", ours, line_echoes) is decided
+    )
 
 
 def echoing(text: str, *, voiced: int, said: str = "", upto: int = 40, again_at: int | None = None) -> list[User]:
@@ -426,16 +433,8 @@ def test_a_voice_that_begins_again_ends_the_pause() -> None:
     ],
 )
 def test_our_last_words_that_come_back_after_them_are_no_turn(said: str, line_echoes: bool, decided: User) -> None:
-    predictor, ours = TurnPredictor(), OurSide(Floor.LISTENING, said=said)
-    user = User.IDLE
-    for n in range(1, 80):
-        probability = 0.99 if n < 12 else 0.01
-        user = predictor.window(HeardWindow(n * WINDOW, WINDOW, probability, -20.0, line_echoes=line_echoes), ours)
-        if n == 14:
-            predictor.transcript("Of the dark.", final=True, asked_pts=n * WINDOW)
-        if user in (User.NOT_ADDRESSED, User.TURN_COMPLETE):
-            break
-    assert user is decided
+    ours = OurSide(Floor.LISTENING, said=said)
+    assert first_of({User.NOT_ADDRESSED, User.TURN_COMPLETE}, "Of the dark.", ours, line_echoes, upto=80) is decided
 
 
 def test_over_us_one_window_of_a_sure_voice_is_enough_and_an_unsure_one_is_not() -> None:

@@ -75,11 +75,6 @@ class Opening:
         if not self.repeats:
             self._go()
 
-    def begins(self, reply: str) -> bool:
-        """Whether ``reply`` is one of those it repeats."""
-        words = words_of(self._kept)[: self.WORDS]
-        return words_of(reply)[: len(words)] == words
-
     def _go(self) -> None:
         self._own = True
         if self._kept:

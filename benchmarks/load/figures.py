@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,11 +124,12 @@ def server_percent(load: Load) -> float | None:
 
 def waits_of(load: Load, from_s: float = 0.0, to_s: float = float("inf")) -> list[float]:
     """Voice-to-voice of the turns that were said between these seconds of the load, ms."""
-    return [
-        float(line["wait_ms"])
-        for line in load.told
-        if line["kind"] == "turn" and line["wait_ms"] is not None and from_s <= float(line["at_s"]) < to_s
-    ]
+    return [wait_ms for at_s, wait_ms in _timed_waits(load) if from_s <= at_s < to_s]
+
+
+def _timed_waits(load: Load) -> tuple[tuple[float, float], ...]:
+    turns = [line for line in load.told if line["kind"] == "turn" and line["wait_ms"] is not None]
+    return tuple(sorted((float(line["at_s"]), float(line["wait_ms"])) for line in turns))
 
 
 def lag_ms(after: Mapping[float, float] | None, before: Mapping[float, float] | None, rank: float) -> float | None:
@@ -203,8 +205,7 @@ def ageing(load: Load, warm_up_s: float = 120.0, blocks: int = 12, seed: int = 0
         noise = _shuffled_slope(at_h, memory, growth, blocks, seed)
     third_s = (load.seconds - warm_up_s) / 3.0
     starts_s = [warm_up_s + k * third_s for k in range(3)]
-    thirds = [waits_of(load, starts_s[0], starts_s[1]), waits_of(load, starts_s[1], starts_s[2])]
-    thirds.append(waits_of(load, starts_s[2]))
+    thirds = [waits_of(load, from_s, to_s) for from_s, to_s in pairwise([*starts_s, float("inf")])]
     early, _, late = thirds
     drift = percentile(late, 95) / percentile(early, 95) - 1.0 if len(early) >= 20 and len(late) >= 20 else None
     p95s = [
@@ -214,11 +215,6 @@ def ageing(load: Load, warm_up_s: float = 120.0, blocks: int = 12, seed: int = 0
     ]
     memory_mb = tuple((look.at_s, float(look.memory_mb)) for look in load.looks if look.memory_mb is not None)
     return Ageing(growth, noise, drift, load.seconds / 60.0, memory_mb, _timed_waits(load), tuple(p95s))
-
-
-def _timed_waits(load: Load) -> tuple[tuple[float, float], ...]:
-    turns = [line for line in load.told if line["kind"] == "turn" and line["wait_ms"] is not None]
-    return tuple(sorted((float(line["at_s"]), float(line["wait_ms"])) for line in turns))
 
 
 def _shuffled_slope(at_h: Any, memory: Any, growth: float, blocks: int, seed: int) -> float:
