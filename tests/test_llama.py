@@ -154,6 +154,17 @@ def _ask(session: LlamaSession, *turns: Message | str, **options: Any) -> Collec
     return sink
 
 
+def _let_finish(session: LlamaSession) -> None:
+    """What is read ahead is best effort and has no end to wait for; it is over when the session's thread is idle."""
+
+    def idle() -> bool:
+        with session._wakeup:
+            return session._now is None and session._next is None
+
+    while not idle():
+        session._thread.join(0.01)
+
+
 @pytest.mark.models
 @pytest.mark.parametrize(
     "question",
@@ -249,12 +260,7 @@ def test_prefill_warms_what_is_known_so_far(session: LlamaSession) -> None:
     session.prefill([*base, Message("user", "What would you say is the capital")])
     sink = CollectingSink()
     asked = Message("user", "What would you say is the capital of Denmark?")
-    done = threading.Event()
-    # Prefill is best effort and has no end to wait for: ask again behind it, by its own thread's order.
-    while not done.is_set():
-        with session._wakeup:
-            if session._now is None and session._next is None:
-                done.set()
+    _let_finish(session)
     assert session.think(ThinkRequest((*base, asked), max_tokens=4), sink).wait_over(_WAIT_S)
     assert sink.usage.prompt_tokens - sink.usage.cached_tokens <= 12
 
@@ -306,6 +312,22 @@ def test_a_long_history_is_cut_to_the_context(weights: Path) -> None:
     dense = _turns(200, "1 2 3 4 5 6 7 8 9 0 ( ) ; ! ? % & / ")
     assert _ask(session, *dense, "Hello?", max_tokens=12).error is None
     engine.close()
+
+
+@pytest.mark.models
+def test_who_is_asked_again_alone_has_read_what_that_begins_with(session: LlamaSession) -> None:
+    question = "What is the capital of France?"
+    first = _ask(session, question)
+    _let_finish(session)
+    # What does not belong to a conversation lies between: it must not cost a reply what was read for it.
+    assert session._engine.expectation is not None
+    answered = threading.Event()
+    session._engine.expectation.ask("I would like to", lambda _probability: answered.set())
+    assert answered.wait(_WAIT_S)
+    again = _ask(session, question, Message("assistant", first.text), question)
+    assert again.text == first.text
+    assert again.usage.prompt_tokens == first.usage.prompt_tokens, "it was asked alone"
+    assert again.usage.prompt_tokens - again.usage.cached_tokens < 20
 
 
 @pytest.mark.models

@@ -167,7 +167,8 @@ def test_without_tools_the_request_is_what_it_was(thinker: LlamaThinker, monkeyp
 
     monkeypatch.setattr(thinker, "_server", Recorded())
     assert "Paris" in _ask(thinker, "What is the capital of France?", tools=()).text
-    [body] = bodies
+    body, *ahead = bodies
+    assert all((b["max_tokens"], b["id_slot"]) == (0, thinker.slot_beside) for b in ahead)
     shown = [_SYSTEM, *thinker.examples, Message("user", "What is the capital of France?")]
     assert body["messages"] == [{"role": m.role, "content": m.text} for m in shown]
     assert not {"tools", "tool_choice", "grammar", "logprobs"} & set(body)

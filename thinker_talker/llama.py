@@ -118,13 +118,13 @@ class LlamaThinker:
         self.sampling = sampling or Sampling()
         self.examples = DEFAULT_EXAMPLES if examples is None else tuple(examples)
         self.native_tools = knows_tools(model_path) if native_tools is None else native_tools
-        # One place more than there are sessions: for questions that belong to no conversation.
-        self._server: Any = start_server(model_path, sessions + 1, context_tokens, threads, template)
+        # Two places more than there are sessions: for what belongs to no conversation, and for questions about ends.
+        self._server: Any = start_server(model_path, sessions + 2, context_tokens, threads, template)
         self._server.handle_chat_completions(self._body(0, ThinkRequest((Message("user", "."),), 0)), lambda _: False)
         self._lock = threading.Lock()
         self._sessions = self.slot_beside = sessions
         self._free_slots = list(range(sessions))
-        self._expectation: LlamaEndExpectation | None = LlamaEndExpectation(self._server, slot=sessions)
+        self._expectation: LlamaEndExpectation | None = LlamaEndExpectation(self._server, slot=sessions + 1)
         self._open: set[LlamaSession] = set()
         self._closed = False
 
@@ -141,7 +141,7 @@ class LlamaThinker:
             return self._opened(self._free_slots.pop(0))
 
     def open_beside(self) -> LlamaSession:
-        """On the slot for questions that belong to no conversation; llama.cpp lets one wait for the other."""
+        """On the slot for what belongs to no conversation; llama.cpp lets one wait for the other."""
         with self._lock:
             if self._closed:
                 raise AgentFaultError("The thinker is closed.")
@@ -255,11 +255,12 @@ class LlamaSession:
         self._now: _Job | None = None
         self._closed = False
         self._reply_tokens = DEFAULT_MAX_TOKENS  # of the last reply at most; what is read ahead is read for the next
+        self._head_beside: tuple[Message, ...] = ()  # what replies begin with that are asked again alone; as it was read
         self._thread = threading.Thread(target=self._work, name=f"thinker-{slot}", daemon=True)
         self._thread.start()
 
     def think(self, request: ThinkRequest, sink: ThinkSink) -> Thought:
-        job = _Job(request, Thought(sink), is_reply=True)
+        job = _Job(self._slot, request, Thought(sink), is_reply=True)
         if request.max_tokens < 1:
             job.thought.fail(ConfigError(f"max_tokens must be at least 1, got {request.max_tokens}"))
         else:
@@ -269,7 +270,7 @@ class LlamaSession:
     def prefill(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> None:
         # max_tokens=0 reads the prompt and writes nothing; its thought has nobody listening.
         request = ThinkRequest(tuple(messages), max_tokens=0, tools=tools)
-        self._submit(_Job(request, Thought(CollectingSink()), is_reply=False))
+        self._submit(_Job(self._slot, request, Thought(CollectingSink()), is_reply=False))
 
     def close(self) -> None:
         with self._wakeup:
@@ -299,6 +300,17 @@ class LlamaSession:
         for old in replaced:
             old.thought.cancel()
 
+    def _read_beside(self, request: ThinkRequest) -> None:
+        """While nothing else is to do: what the next reply begins with if it has to be asked again alone."""
+        head = tuple(takewhile(lambda m: m.role == "system", request.messages))
+        if not self._engine.examples or request.tools or head == self._head_beside:
+            return
+        read = ThinkRequest(head, max_tokens=0)
+        with self._wakeup:
+            if self._next is None:
+                self._next = _Job(self._engine.slot_beside, read, Thought(CollectingSink()), is_reply=False)
+                self._head_beside = head
+
     def _work(self) -> None:
         try:
             while True:
@@ -315,7 +327,9 @@ class LlamaSession:
                 if job.is_reply:
                     self._reply_tokens = job.request.max_tokens
                 try:
-                    self._engine._run(self._slot, job.request, job.thought, self._reply_tokens)
+                    self._engine._run(job.slot, job.request, job.thought, self._reply_tokens)
+                    if job.is_reply and not job.thought.cancelled:
+                        self._read_beside(job.request)
                 except RefusedError as error:
                     _fail(job, f"The language model refused the request: {error}")
                 except Exception as error:  # whatever the library raises is this reply's fault only
@@ -339,6 +353,7 @@ def _fail(job: _Job, message: str) -> None:
 
 @dataclass(slots=True)
 class _Job:
+    slot: int
     request: ThinkRequest
     thought: Thought
     is_reply: bool
