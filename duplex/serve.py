@@ -19,7 +19,7 @@ from typing import IO, cast
 import uvicorn
 from rich.console import Console
 
-from duplex.allocator import few_arenas
+from duplex.allocator import steady_heap
 from duplex.bots import Bots
 from duplex.clock import MonotonicClock
 from duplex.config import Config, SessionConfig
@@ -254,7 +254,7 @@ def run(config: Config) -> int:
     logging.getLogger("uvicorn.error").addFilter(RefusalsAreNoFaults())
     for noisy in ("aioice", "aiortc", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    few_arenas()
+    steady_heap()
     # Workers hand results over in the middle of other threads' Python; 5 ms of waiting would be a quarter packet.
     sys.setswitchinterval(0.001)
     with logging_as(config.log, clean=without_secrets):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from duplex.agent import AgentSettings
-from duplex.allocator import few_arenas
+from duplex.allocator import steady_heap
 from duplex.clock import MonotonicClock
 from duplex.config import SessionConfig
 from duplex.events import ReplyStarted
@@ -60,7 +60,7 @@ async def call(hub: SessionHub, spoken: Samples) -> None:
 
 
 async def main(models_dir: str, spoken: Samples) -> None:
-    few_arenas()  # as a server has them
+    steady_heap()  # as a server has them
     agent = create_agent("cascade", {"models_dir": models_dir})
     async with SessionHub(agent, MonotonicClock(), SessionConfig(), max_sessions=4) as hub:
         for _ in range(25):  # allocators and caches fill up: measured, flat from about there

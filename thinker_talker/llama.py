@@ -255,7 +255,9 @@ class LlamaSession:
         self._now: _Job | None = None
         self._closed = False
         self._reply_tokens = DEFAULT_MAX_TOKENS  # of the last reply at most; what is read ahead is read for the next
-        self._head_beside: tuple[Message, ...] = ()  # what replies begin with that are asked again alone; as it was read
+        self._head_beside: tuple[
+            Message, ...
+        ] = ()  # what a reply that is asked again alone begins with, as it was read
         self._thread = threading.Thread(target=self._work, name=f"thinker-{slot}", daemon=True)
         self._thread.start()
 

@@ -67,9 +67,10 @@ class MoonshineModel:
         self._run_options: Callable[[], Any] = ort.RunOptions
 
     def warm_up(self) -> None:
-        """Two recognitions of a noise, so that the first utterance does not pay for allocations."""
-        noise = np.random.default_rng(0).normal(0.0, 0.05, 3 * LISTENER_RATE_HZ).astype(np.float32)
-        for seconds in (1, 3):
+        """Three recognitions of a noise, the first as long as any, so that no utterance pays for allocations."""
+        longest_s = round(CutPolicy().hard_s)
+        noise = np.random.default_rng(0).normal(0.0, 0.05, longest_s * LISTENER_RATE_HZ).astype(np.float32)
+        for seconds in (longest_s, 1, 3):
             self.recognize(noise[: seconds * LISTENER_RATE_HZ])
 
     def recognize(

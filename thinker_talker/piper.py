@@ -41,6 +41,7 @@ from duplex.errors import (
 from duplex.frames import SAMPLE_RATE_HZ, Samples
 from duplex.rates import StreamResampler
 
+from .clauses import ClauseLimits
 from .piper_graph import Latents, PiperGraph, piece_edges
 from .supervised import SupervisedThread
 from .talker import Speech, TalkGate, TalkSink
@@ -108,8 +109,10 @@ class PiperTalker:
             return utterance
 
     def warm_up(self) -> None:
-        for _ in self._voice.speak("Hello, how are you?"):
-            pass
+        """Says a clause of the greatest length, so that the memory it takes is not taken in a call, and a short one."""
+        for text in (" ".join(["Hello, how are you?"] * (ClauseLimits().max_chars // 20)), "Hello, how are you?"):
+            for _ in self._voice.speak(text):
+                pass
 
     def close(self) -> None:
         with self._work:

@@ -26,8 +26,8 @@ _FFT = 400
 _HOP = 160
 _MELS = 80
 _FRAMES = HEARD_SAMPLES // _HOP  # 800
-# In one piece the product with the mel bands is large enough for OpenBLAS to wake its other threads, which then spin for
-# 100 ms, on the cores that the answer needs just then. It counts to 262,144 multiplications; this is half of that.
+# In one piece the product with the mel bands is large enough for OpenBLAS to wake its other threads, which then spin
+# for 100 ms on the cores that the answer needs just then. That begins at 262,144 multiplications; this is half of them.
 _ROWS = 8
 
 Floats = npt.NDArray[np.float32]
