@@ -255,9 +255,7 @@ class LlamaSession:
         self._now: _Job | None = None
         self._closed = False
         self._reply_tokens = DEFAULT_MAX_TOKENS  # of the last reply at most; what is read ahead is read for the next
-        self._head_beside: tuple[
-            Message, ...
-        ] = ()  # what a reply that is asked again alone begins with, as it was read
+        self._head_beside: tuple[Message, ...] = ()  # what was read for a reply that has to be asked again alone
         self._thread = threading.Thread(target=self._work, name=f"thinker-{slot}", daemon=True)
         self._thread.start()
 
@@ -302,16 +300,17 @@ class LlamaSession:
         for old in replaced:
             old.thought.cancel()
 
-    def _read_beside(self, request: ThinkRequest) -> None:
-        """While nothing else is to do: what the next reply begins with if it has to be asked again alone."""
-        head = tuple(takewhile(lambda m: m.role == "system", request.messages))
-        if not self._engine.examples or request.tools or head == self._head_beside:
+    def _read_beside(self, done: _Job) -> None:
+        """After a reply, if nothing else is to do: reads what the next begins with if it is asked again alone."""
+        head = tuple(takewhile(lambda m: m.role == "system", done.request.messages))
+        if done.slot != self._slot:
+            self._head_beside = head
+        if not done.is_reply or not self._engine.examples or done.request.tools or head == self._head_beside:
             return
         read = ThinkRequest(head, max_tokens=0)
         with self._wakeup:
             if self._next is None:
                 self._next = _Job(self._engine.slot_beside, read, Thought(CollectingSink()), is_reply=False)
-                self._head_beside = head
 
     def _work(self) -> None:
         try:
@@ -330,8 +329,8 @@ class LlamaSession:
                     self._reply_tokens = job.request.max_tokens
                 try:
                     self._engine._run(job.slot, job.request, job.thought, self._reply_tokens)
-                    if job.is_reply and not job.thought.cancelled:
-                        self._read_beside(job.request)
+                    if not job.thought.cancelled:
+                        self._read_beside(job)
                 except RefusedError as error:
                     _fail(job, f"The language model refused the request: {error}")
                 except Exception as error:  # whatever the library raises is this reply's fault only
