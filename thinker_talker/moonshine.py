@@ -67,10 +67,14 @@ class MoonshineModel:
         self._run_options: Callable[[], Any] = ort.RunOptions
 
     def warm_up(self) -> None:
-        """Three recognitions of a noise, the first as long as any, so that no utterance pays for allocations."""
+        """Three recognitions of a noise, so that no utterance pays for allocations.
+
+        The first and its draft are as long as any: the step that looks at a draft takes 131 kB for each of its tokens.
+        """
         longest_s = round(CutPolicy().hard_s)
         noise = np.random.default_rng(0).normal(0.0, 0.05, longest_s * LISTENER_RATE_HZ).astype(np.float32)
-        for seconds in (longest_s, 1, 3):
+        self.recognize(noise, self._sentence_ends[:1] * round(longest_s * _TOKENS_PER_S))
+        for seconds in (1, 3):
             self.recognize(noise[: seconds * LISTENER_RATE_HZ])
 
     def recognize(
