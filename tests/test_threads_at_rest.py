@@ -31,7 +31,6 @@ from duplex.thinker_talker.echo_score import EchoScore
 score = EchoScore()
 for at in range(1024, 100_000, 512):
     score.push(noise[at - 800 : at - 288], noise[at : at + 512])
-    score.push(noise[at : at + 512], noise[at - 800 : at - 288])
 assert score.delay_ms is not None
 """,
     "concealment": "from duplex.concealment import pitch_lag\nfor at in range(0, 9000, 900): pitch_lag(noise[at:])",

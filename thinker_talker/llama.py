@@ -199,8 +199,7 @@ class LlamaThinker:
                 else:
                     shown_messages = small.shown(messages, request.tools, self.examples)
                     if self.examples and request.max_tokens and messages[-1].role == "user":
-                        system = takewhile(lambda m: m.role == "system", messages)
-                        alone = small.shown((*system, messages[-1]), request.tools, self.examples)
+                        alone = small.shown((*_head(messages), messages[-1]), request.tools, self.examples)
                         reason, usage = place.tell_anew(shown_messages, alone)
                     else:
                         reason, usage = place.tell(shown_messages)
@@ -302,7 +301,7 @@ class LlamaSession:
 
     def _read_beside(self, done: _Job) -> None:
         """After a reply, if nothing else is to do: reads what the next begins with if it is asked again alone."""
-        head = tuple(takewhile(lambda m: m.role == "system", done.request.messages))
+        head = _head(done.request.messages)
         if done.slot != self._slot:
             self._head_beside = head
         if not done.is_reply or not self._engine.examples or done.request.tools or head == self._head_beside:
@@ -338,6 +337,11 @@ class LlamaSession:
         finally:
             # Only now is the slot truly idle, and may be another conversation's.
             self._engine._give_back(self, self._slot)
+
+
+def _head(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """What the conversation begins with, before anybody speaks."""
+    return tuple(takewhile(lambda m: m.role == "system", messages))
 
 
 def _as_shown(message: Message) -> Message:
